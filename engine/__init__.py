@@ -1,0 +1,1 @@
+"""The training engine: configuration, data, models, objectives, training, checkpoints, conversion."""

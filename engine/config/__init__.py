@@ -1,0 +1,1 @@
+"""Settings: dataclasses, presets, and the rules that join them to a DeepSpeed JSON."""

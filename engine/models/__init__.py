@@ -1,0 +1,1 @@
+"""The models: embeddings, a transformer and heads, composed by an ArchConfig."""

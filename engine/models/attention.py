@@ -1,0 +1,97 @@
+"""Multi-head self-attention within each sequence of a packed batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from engine.config.arch import ArchConfig
+from engine.models.layers import Linear
+from engine.models.layout import PackedLayout
+
+# N tokens in the packed batch, S sequences, D hidden_size, H heads, K head_size; a run is n sequences of length L
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) between two projections."""
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.num_heads = arch.num_heads
+        self.causal = arch.causal
+        self.dropout = arch.attention_dropout
+        self.qkv = Linear(arch.hidden_size, 3 * arch.hidden_size)  # rows: queries, keys, values
+        self.output = Linear(arch.hidden_size, arch.hidden_size)
+
+    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """Attend within each sequence: [N, D] to [N, D]; tokens of different sequences never see each other."""
+        qkv = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1))  # [N, 3, H, K]
+        dropout = self.dropout if self.training else 0.0
+        if varlen_fits(qkv, dropout):
+            context = varlen_attention(qkv, layout, self.causal)
+        else:
+            context = run_attention(qkv, layout, self.causal, dropout)
+        return self.output(context.flatten(1))  # [N, H, K] -> [N, D]
+
+
+def run_attention(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float = 0.0) -> Tensor:
+    """Attend by torch's scaled_dot_product_attention, one call for each run of equally long sequences.
+
+    Args:
+        qkv: [N, 3, H, K], any device and floating dtype.
+        layout: sequence boundaries, N tokens in all.
+        causal: whether a token sees only itself and those before it.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        [N, H, K], same dtype.
+    """
+    contexts = []
+    # One split and one cat: the gradient of N slices would fill N tensors of the whole batch.
+    for (num, length), run in zip(layout.runs, qkv.split([num * length for num, length in layout.runs]), strict=True):
+        query, key, value = run.unflatten(0, (num, length)).permute(2, 0, 3, 1, 4)  # [3, n, H, L, K]
+        context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
+        contexts.append(context.transpose(1, 2).flatten(0, 1))  # [n, H, L, K] -> [n * L, H, K]
+    return torch.cat(contexts) if len(contexts) > 1 else contexts[0]
+
+
+def varlen_attention(qkv: Tensor, layout: PackedLayout, causal: bool) -> Tensor:
+    """Attend by the flash kernel that takes boundaries: [N, 3, H, K] fp16 or bf16 on CUDA to [N, H, K]."""
+    varlen_attn = load_varlen()
+    assert varlen_attn is not None
+    query, key, value = qkv.unbind(1)  # each [N, H, K]
+    boundaries, longest = layout.cu_seqlens, layout.max_length
+    window = (-1, 0) if causal else (-1, -1)  # how many tokens each sees to its left and right; -1: all
+    context: Tensor = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, window_size=window)
+    return context
+
+
+def varlen_fits(qkv: Tensor, dropout: float) -> bool:
+    """Whether the flash kernel takes this input: it has no dropout, no fp32, and wants an Ampere GPU or newer."""
+    head_size = qkv.shape[-1]
+    return (
+        qkv.device.type == "cuda"
+        and qkv.dtype in (torch.float16, torch.bfloat16)
+        and dropout == 0.0
+        and head_size % 8 == 0
+        and head_size <= 256
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+        and load_varlen() is not None
+    )
+
+
+@cache
+def load_varlen() -> Callable[..., Any] | None:
+    """The varlen_attn of this torch, None where it has none or one that knows causality under another name."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None

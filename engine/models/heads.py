@@ -1,0 +1,75 @@
+"""What stands on a transformer: predictions of tokens or of a sequence's class."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from engine.config.arch import ArchConfig, padded_vocab_size
+from engine.models.layers import ACTIVATION_FUNCTIONS, LayerNorm, Linear
+from engine.models.layout import PackedLayout
+
+# N tokens in the packed batch, M of them predicted, S sequences, D hidden_size, Vp padded vocabulary
+
+
+class MaskedLMHead(nn.Module):
+    """BERT's prediction of masked tokens; its decoder is the word embedding."""
+
+    padding_bias: Tensor
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.dense = Linear(arch.hidden_size, arch.hidden_size)
+        self.activation = ACTIVATION_FUNCTIONS[arch.activation]
+        self.norm = LayerNorm(arch.hidden_size, arch.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(padded_vocab_size(arch.vocab_size)))
+        self.register_buffer("padding_bias", padding_bias(arch.vocab_size), persistent=False)
+
+    def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
+        """Predict tokens: hidden [M, D] and the word embedding [Vp, D] to logits [M, Vp], -inf for padding."""
+        hidden = self.norm(self.activation(self.dense(hidden)))  # [M, D]
+        return F.linear(hidden, word_embedding, self.bias + self.padding_bias)
+
+
+class CausalLMHead(nn.Module):
+    """GPT-2's prediction of the next token: the word embedding and no parameter of its own."""
+
+    padding_bias: Tensor
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.register_buffer("padding_bias", padding_bias(arch.vocab_size), persistent=False)
+
+    def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
+        """Predict tokens: hidden [M, D] and the word embedding [Vp, D] to logits [M, Vp], -inf for padding."""
+        return F.linear(hidden, word_embedding, self.padding_bias)
+
+
+class SequenceClassificationHead(nn.Module):
+    """A class for each sequence: from its first token by a pooler (BERT), from its last where causal (GPT-2)."""
+
+    def __init__(self, arch: ArchConfig, num_labels: int) -> None:
+        super().__init__()
+        self.causal = arch.causal
+        self.dropout = arch.hidden_dropout
+        if arch.causal:
+            self.score = Linear(arch.hidden_size, num_labels, bias=False)
+        else:
+            self.pooler = Linear(arch.hidden_size, arch.hidden_size)
+            self.classifier = Linear(arch.hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """Classify sequences: hidden [N, D] to logits [S, num_labels]; those of empty sequences mean nothing."""
+        if self.causal:
+            return self.score(hidden[layout.cu_seqlens[1:] - 1])
+        first = layout.cu_seqlens[:-1].clamp(max=hidden.shape[0] - 1)  # an empty sequence at the end begins at N
+        pooled = torch.tanh(self.pooler(hidden[first]))  # [S, D]
+        return self.classifier(F.dropout(pooled, self.dropout, self.training))
+
+
+def padding_bias(vocab_size: int) -> Tensor:
+    """A bias [Vp] that is 0 for tokens and -inf for padding, which so gets no probability and no gradient."""
+    bias = torch.zeros(padded_vocab_size(vocab_size))
+    bias[vocab_size:] = -torch.inf
+    return bias

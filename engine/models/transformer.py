@@ -1,0 +1,84 @@
+"""The transformer: BERT and GPT-2 from the same parts."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from engine.config.arch import ArchConfig
+from engine.models.attention import Attention
+from engine.models.embeddings import Embeddings
+from engine.models.layers import ACTIVATION_FUNCTIONS, LayerNorm, Linear
+from engine.models.layout import PackedLayout
+
+# N tokens in the packed batch, D hidden_size, I intermediate_size
+
+
+class Transformer(nn.Module):
+    """Embeddings and a stack of layers.
+
+    BERT (arXiv:1810.04805) is post-norm with an embedding norm and segments; GPT-2 (Radford et al. 2019) is causal,
+    pre-norm, with a final norm.
+    """
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(arch)
+        self.layers = nn.ModuleList(Layer(arch) for _ in range(arch.num_layers))
+        self.final_norm = LayerNorm(arch.hidden_size, arch.norm_eps) if arch.norm_position == "pre" else None
+
+    def forward(self, tokens: Tensor, positions: Tensor, segments: Tensor | None, layout: PackedLayout) -> Tensor:
+        """Encode a packed batch.
+
+        Args:
+            tokens: [N] int64, the sequences back to back.
+            positions: [N] int64, counted from 0 in each sequence, below ``max_positions``.
+            segments: [N] int64, or None.
+            layout: sequence boundaries.
+
+        Returns:
+            [N, D], the dtype of the weights.
+        """
+        hidden = self.embeddings(tokens, positions, segments)  # [N, D]
+        for layer in self.layers:
+            hidden = layer(hidden, layout)
+        return hidden if self.final_norm is None else self.final_norm(hidden)
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each inside a residual sum."""
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.pre_norm = arch.norm_position == "pre"
+        self.attention = Attention(arch)
+        self.attention_norm = LayerNorm(arch.hidden_size, arch.norm_eps)
+        self.mlp = MLP(arch)
+        self.mlp_norm = LayerNorm(arch.hidden_size, arch.norm_eps)
+        self.dropout = arch.hidden_dropout
+
+    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """[N, D] to [N, D]."""
+        if self.pre_norm:
+            hidden = hidden + self.drop(self.attention(self.attention_norm(hidden), layout))
+            return hidden + self.drop(self.mlp(self.mlp_norm(hidden)))
+        hidden = self.attention_norm(hidden + self.drop(self.attention(hidden, layout)))
+        return self.mlp_norm(hidden + self.drop(self.mlp(hidden)))
+
+    def drop(self, hidden: Tensor) -> Tensor:
+        """Dropout on the way into a residual sum."""
+        return F.dropout(hidden, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.up = Linear(arch.hidden_size, arch.intermediate_size)
+        self.activation = ACTIVATION_FUNCTIONS[arch.activation]
+        self.down = Linear(arch.intermediate_size, arch.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[N, D] to [N, D] by way of [N, I]."""
+        return self.down(self.activation(self.up(hidden)))
