@@ -1,13 +1,19 @@
-"""Fixtures shared by all tests."""
+"""Fixtures and rules shared by all tests.
+
+With REQUIRE_ALL_TESTS=1 in the environment a skipped test fails, those marked gpu excepted: CI has all that tests need.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS", "0") not in ("", "0")
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +28,32 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the development data folder ../shared/data beside the checkout")
     return SHARED_DATA
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip into a failure where all tests are required."""
+    report = yield
+    expected = hasattr(report, "wasxfail") or item.get_closest_marker("gpu")
+    if REQUIRE_ALL and report.skipped and not expected:
+        _fail(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn the skip of a whole file into a failure where all tests are required."""
+    report = yield
+    if REQUIRE_ALL and report.skipped and "mark.gpu" not in collector.path.read_text(encoding="utf-8"):
+        _fail(report)
+    return report
+
+
+def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid}: {reason} (skipped, and REQUIRE_ALL_TESTS=1 allows no skip)"
