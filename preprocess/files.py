@@ -1,0 +1,62 @@
+"""Files that are whole or absent: temporary name, fsync, rename; and digests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".tmp"
+CHUNK_BYTES = 1 << 20
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` under a temporary name, fsync, rename to ``path`` and fsync the folder.
+
+    Raises:
+        OSError: with a text that names the folder and its free space when the disk is full.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException as failure:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(path, len(data), failure) from failure
+        raise
+
+
+def _disk_full(path: Path, num_bytes: int, failure: OSError) -> OSError:
+    free = shutil.disk_usage(path.parent).free
+    return OSError(
+        failure.errno,
+        f"{os.strerror(failure.errno or errno.ENOSPC)}: {path.name} needs {num_bytes:,} bytes and {path.parent} "
+        f"has {free:,} free; free some space there, or give another --output",
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""How documents lie in a text file, and how to tell."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SENTENCE_PER_LINE = "sentence_per_line"
+DOCUMENT_PER_LINE = "document_per_line"
+LAYOUTS = (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)
+
+SAMPLE_BYTES = 4 << 20
+MAX_LINES_PER_DOCUMENT = 2000  # more lines than this between blank lines: the blank lines are accidents
+CONTRADICTION_LINES = 2000  # so many lines without any blank line are not one document
+
+
+@dataclass(frozen=True)
+class LayoutReport:
+    """What a file, or its beginning, looks like.
+
+    Attributes:
+        num_bytes: size of the file.
+        sampled_bytes: how much of it was looked at.
+        num_lines: lines that are not blank.
+        num_blocks: runs of such lines, separated by blank lines.
+    """
+
+    path: str
+    layout: str
+    num_bytes: int
+    sampled_bytes: int
+    num_lines: int
+    num_blocks: int
+    given: bool
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in what was looked at."""
+        return self.num_blocks if self.layout == SENTENCE_PER_LINE else self.num_lines
+
+    def describe(self) -> str:
+        """Return one line for the user."""
+        part = "" if self.sampled_bytes == self.num_bytes else f" in its first {self.sampled_bytes:,} bytes"
+        mean = self.num_lines / max(1, self.num_documents)
+        how = "as given" if self.given else "detected"
+        return (
+            f"{self.path}: {self.num_bytes:,} bytes, {self.layout} ({how}): {self.num_lines:,} lines, "
+            f"{self.num_documents:,} documents, {mean:.1f} lines per document{part}"
+        )
+
+
+def detect_layout(path: str, layout: str = "auto") -> LayoutReport:
+    """Look at the first bytes of a file and tell its layout.
+
+    Args:
+        path: the file.
+        layout: "auto", or the layout that the user gave; then the file may only not contradict it.
+
+    Raises:
+        ValueError: if the file cannot be read, or is nothing like ``layout``.
+    """
+    try:
+        with open(path, "rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            sample = file.read(SAMPLE_BYTES)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    whole = len(sample) == num_bytes
+    lines = [bool(line.strip()) for line in sample.removeprefix(BYTE_ORDER_MARK).split(b"\n")]
+    if not whole and len(lines) > 1:
+        lines.pop()  # cut within a line
+    num_lines = sum(lines)
+    num_blocks = sum(now and not before for before, now in zip([False, *lines], lines, strict=False))
+    if layout != "auto":
+        _check_given(path, layout, num_lines, num_blocks)
+    separated = num_blocks > 1 and num_lines <= MAX_LINES_PER_DOCUMENT * num_blocks
+    detected = SENTENCE_PER_LINE if separated else DOCUMENT_PER_LINE
+    chosen = detected if layout == "auto" else layout
+    return LayoutReport(path, chosen, num_bytes, len(sample), num_lines, num_blocks, layout != "auto")
+
+
+def _check_given(path: str, layout: str, num_lines: int, num_blocks: int) -> None:
+    if layout == SENTENCE_PER_LINE and num_blocks <= 1 and num_lines > CONTRADICTION_LINES:
+        raise ValueError(
+            f"--layout sentence_per_line does not fit {path}: its first {num_lines:,} lines have no blank line between "
+            "them, so they would all be one document; give --layout document_per_line, or put blank lines between "
+            "documents"
+        )
+    lines_per_block = num_lines / max(1, num_blocks)
+    if layout == DOCUMENT_PER_LINE and num_blocks > 1 and 1.5 <= lines_per_block <= MAX_LINES_PER_DOCUMENT:
+        raise ValueError(
+            f"--layout document_per_line does not fit {path}: blank lines separate {num_blocks:,} blocks of "
+            f"{lines_per_block:.1f} lines on average, as in sentence_per_line; give --layout sentence_per_line, or "
+            "remove the blank lines if every line is a document"
+        )

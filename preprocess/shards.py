@@ -1,0 +1,276 @@
+"""The shard format, both directions: one HDF5 file of token ids and the offsets of sentences and documents.
+
+Datasets: tokens [T] uint16 or uint32, sentence_offsets [S + 1] and document_offsets [D + 1] int64 (both count tokens,
+from 0 to T), document_source [D] uint16. See docs/shards.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.files import write_atomically
+from preprocess.manifest import FORMAT_VERSION, ShardEntry
+
+CHUNK_ELEMENTS = 1 << 16
+ZSTD, GZIP, FLETCHER32 = 32015, 1, 3
+ALLOWED_FILTERS = {ZSTD: "zstd", GZIP: "gzip", FLETCHER32: "fletcher32"}
+COMPRESSIONS = ("zstd", "gzip", "none")
+ZSTD_LEVEL = 3
+GZIP_LEVEL = 6
+LIBRARY_VERSIONS = ("v110", "v110")  # of the file format: fixed, so that a newer HDF5 writes the same structures
+DTYPES = {
+    "tokens": ("<u2", "<u4"),
+    "sentence_offsets": ("<i8",),
+    "document_offsets": ("<i8",),
+    "document_source": ("<u2",),
+}
+
+
+class ShardArrays(NamedTuple):
+    """The arrays of a shard.
+
+    tokens [T] uint16 or uint32; sentence_offsets [S + 1] and document_offsets [D + 1] int64, counting tokens, first 0 and
+    last T; document_source [D] uint16.
+    """
+
+    tokens: np.ndarray
+    sentence_offsets: npt.NDArray[np.int64]
+    document_offsets: npt.NDArray[np.int64]
+    document_source: npt.NDArray[np.uint16]
+
+
+def write_shard(path: Path | str, arrays: ShardArrays, input_sha256: str, compression: str = "zstd") -> ShardEntry:
+    """Write a shard atomically and return its manifest entry.
+
+    The file is built in memory, so a full disk is an ordinary OSError and the digest needs no second read.
+
+    Args:
+        path: of the file; its folder exists.
+        arrays: at least one document.
+        input_sha256: digest of the text that the shard was made from.
+        compression: "zstd", "gzip" or "none".
+    """
+    path = Path(path)
+    image = _file_image(arrays, compression)
+    write_atomically(path, image)
+    return ShardEntry(
+        file=path.name,
+        sha256=hashlib.sha256(image).hexdigest(),
+        content_sha256=content_digest(arrays),
+        input_sha256=input_sha256,
+        num_bytes=len(image),
+        num_documents=len(arrays.document_source),
+        num_sentences=len(arrays.sentence_offsets) - 1,
+        num_tokens=len(arrays.tokens),
+    )
+
+
+def content_digest(arrays: ShardArrays) -> str:
+    """Return the sha256 (hex) of the arrays: name, little-endian type, length and bytes of each, in format order."""
+    digest = hashlib.sha256()
+    for name, array in zip(arrays._fields, arrays, strict=True):
+        stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        digest.update(f"{name} {stored.dtype.str} {len(stored)}\n".encode())
+        digest.update(stored.data)
+    return digest.hexdigest()
+
+
+def _file_image(arrays: ShardArrays, compression: str) -> bytes:
+    filters = _filter_settings(compression)
+    with h5py.File("shard", "w", driver="core", backing_store=False, libver=LIBRARY_VERSIONS) as file:
+        file.attrs["format_version"] = np.int64(FORMAT_VERSION)
+        for name, array in zip(arrays._fields, arrays, strict=True):
+            file.create_dataset(
+                name,
+                data=np.asarray(array, array.dtype.newbyteorder("<")),
+                chunks=(max(1, min(len(array), CHUNK_ELEMENTS)),),
+                fletcher32=True,
+                shuffle=False,
+                track_times=False,
+                **filters,
+            )
+        file.flush()
+        return file.id.get_file_image()
+
+
+def _filter_settings(compression: str) -> Mapping[str, Any]:
+    if compression == "zstd":
+        return _zstd_plugin().Zstd(clevel=ZSTD_LEVEL)
+    if compression == "gzip":
+        return {"compression": "gzip", "compression_opts": GZIP_LEVEL}
+    if compression == "none":
+        return {}
+    raise ValueError(f"compression is {compression!r}; allowed: {', '.join(COMPRESSIONS)}")
+
+
+def _zstd_plugin() -> Any:
+    try:
+        import hdf5plugin
+    except ImportError:
+        raise ValueError("zstd shards need hdf5plugin: pip install hdf5plugin, or use --compression gzip") from None
+    return hdf5plugin
+
+
+@dataclass
+class _OpenShard:
+    """A file handle and the process that may use it: HDF5 handles do not survive a fork."""
+
+    pid: int
+    file: h5py.File
+
+
+class ShardReader:
+    """Reads one shard; opens it lazily, once in each process.
+
+    The file is taken as hostile: links, external storage, foreign filters, other types and shapes than the manifest's
+    counts are refused before data is read. Compare it with the manifest first (``manifest.check_shard``).
+
+    Args:
+        path: of the shard.
+        entry: its manifest entry, or None to read a file on its own.
+    """
+
+    def __init__(self, path: Path | str, entry: ShardEntry | None = None) -> None:
+        self.path = Path(path)
+        self.entry = entry
+        self._open: _OpenShard | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "entry": self.entry, "_open": None}
+
+    @functools.cached_property
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """[D + 1] int64, the token at which each document begins; last T."""
+        return self._offsets("document_offsets")
+
+    @functools.cached_property
+    def sentence_offsets(self) -> npt.NDArray[np.int64]:
+        """[S + 1] int64, the token at which each sentence begins; last T."""
+        return self._offsets("sentence_offsets")
+
+    @functools.cached_property
+    def document_source(self) -> npt.NDArray[np.uint16]:
+        """[D] uint16, index of each document's source in the manifest."""
+        return self._read("document_source", 0, self._length("document_source"))
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens T."""
+        return self._length("tokens")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the token ids, uint16 or uint32."""
+        return self._file()["tokens"].dtype
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Return the ids [stop - start] of a token range, uint16 or uint32.
+
+        Raises:
+            ValueError: if the range is not within the shard, or the data is damaged.
+        """
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise ValueError(f"{self.path}: tokens {start} to {stop} of {self.num_tokens} were asked for")
+        return self._read("tokens", start, stop)
+
+    def arrays(self) -> ShardArrays:
+        """Return everything."""
+        tokens = self.tokens(0, self.num_tokens)
+        return ShardArrays(tokens, self.sentence_offsets, self.document_offsets, self.document_source)
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        if self._open is not None and self._open.pid == os.getpid():
+            self._open.file.close()
+        self._open = None
+
+    def _length(self, name: str) -> int:
+        return int(self._file()[name].shape[0])
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        try:
+            return self._file()[name][start:stop]
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{self.path} is damaged: {name} cannot be read ({error}); copy or make it again") from None
+
+    def _offsets(self, name: str) -> npt.NDArray[np.int64]:
+        offsets = self._read(name, 0, self._length(name))
+        if offsets[0] != 0 or offsets[-1] != self.num_tokens or (np.diff(offsets) <= 0).any():
+            raise ValueError(f"{self.path} is damaged: {name} do not rise from 0 to the {self.num_tokens} tokens")
+        return offsets
+
+    def _file(self) -> h5py.File:
+        if self._open is None or self._open.pid != os.getpid():
+            self._open = _OpenShard(os.getpid(), self._open_checked())
+        return self._open.file
+
+    def _open_checked(self) -> h5py.File:
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} is missing; copy the folder again or make it again")
+        try:
+            file = h5py.File(self.path, "r", locking=False)
+        except OSError as error:
+            raise ValueError(f"{self.path} is no readable HDF5 file: {error}") from None
+        try:
+            _check_file(file, self.path, self.entry)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+
+def _check_file(file: h5py.File, path: Path, entry: ShardEntry | None) -> None:
+    """Refuse whatever a shard of this format does not have, before any data is read."""
+    version = file.attrs.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has shard format version {version}, and this program reads {FORMAT_VERSION}")
+    names = set(file)
+    if names != set(DTYPES):
+        raise ValueError(f"{path} holds {sorted(names)}, and a shard holds exactly {sorted(DTYPES)}")
+    for name in DTYPES:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{path}: {name} is a link to elsewhere, which a shard never has")
+        if not isinstance(file[name], h5py.Dataset):
+            raise ValueError(f"{path}: {name} is no dataset")
+        _check_dataset(file[name], name, path)
+    if entry is not None:
+        _check_shapes(file, path, entry)
+
+
+def _check_dataset(dataset: h5py.Dataset, name: str, path: Path) -> None:
+    if dataset.dtype.str not in DTYPES[name]:
+        raise ValueError(f"{path}: {name} has type {dataset.dtype}, allowed: {', '.join(DTYPES[name])}")
+    if dataset.ndim != 1:
+        raise ValueError(f"{path}: {name} has shape {dataset.shape}, and it must have one dimension")
+    properties = dataset.id.get_create_plist()
+    if properties.get_layout() != h5py.h5d.CHUNKED or properties.get_external_count():
+        raise ValueError(f"{path}: {name} is not stored in chunks within the file, as a shard's data is")
+    filters = [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
+    foreign = [number for number in filters if number not in ALLOWED_FILTERS]
+    if foreign:
+        allowed = ", ".join(f"{text} ({number})" for number, text in ALLOWED_FILTERS.items())
+        raise ValueError(f"{path}: {name} uses the HDF5 filters {foreign}, allowed: {allowed}")
+    if ZSTD in filters:
+        _zstd_plugin()
+
+
+def _check_shapes(file: h5py.File, path: Path, entry: ShardEntry) -> None:
+    expected = {
+        "tokens": entry.num_tokens,
+        "sentence_offsets": entry.num_sentences + 1,
+        "document_offsets": entry.num_documents + 1,
+        "document_source": entry.num_documents,
+    }
+    for name, length in expected.items():
+        if file[name].shape != (length,):
+            raise ValueError(f"{path}: {name} has {file[name].shape[0]} elements, and the manifest says {length}")

@@ -1,0 +1,226 @@
+"""WordPiece ids at many times the speed of a tokenizer call, and exactly equal to them.
+
+BERT's pipeline (BertNormalizer, BertPreTokenizer, WordPiece) never looks across a separator (white space) or an
+isolated character (CJK ideographs, punctuation), and an isolated character is one token. So a text is an array of code
+points; a table gives each code point's class; isolated characters get their ids from a second table; and the maximal
+runs of the remaining characters ("spans") are looked up in a dictionary that the real tokenizer fills, one batch of
+unseen spans at a time. Both tables are probed from the tokenizer itself, and only for code points that occur, so they
+hold no Unicode data of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+SEPARATOR, ISOLATED, WORD, UNKNOWN = 0, 2, 3, 255
+NUM_CODE_POINTS = 0x110000
+BATCH_CHARACTERS = 1 << 18
+MAX_CACHED_SPANS = 1 << 18
+MAX_CACHED_TOKENS = 1 << 22
+MAX_CACHED_SPAN_LENGTH = 64
+
+IntArray = npt.NDArray[np.int64]
+
+
+class SpanCache(dict[str, int]):
+    """Span -> row of a growing ragged table of ids; rows of unseen spans are filled by ``flush``.
+
+    Long spans get a row but no key, so text without spaces cannot fill the memory with keys that never come again.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, dtype: npt.DTypeLike) -> None:
+        super().__init__()
+        self.backend = backend
+        self.dtype = np.dtype(dtype)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every span."""
+        self.clear()
+        self.pending: list[str] = []
+        self.num_rows = 0
+        self.num_ids = 0
+        self.lengths = np.zeros(1 << 14, np.int32)
+        self.offsets = np.zeros(1 << 14, np.int64)
+        self.ids = np.zeros(1 << 16, self.dtype)
+
+    def __missing__(self, span: str) -> int:
+        row = self.num_rows
+        self.num_rows += 1
+        self.pending.append(span)
+        if len(span) <= MAX_CACHED_SPAN_LENGTH:
+            self[span] = row
+        return row
+
+    def rows(self, spans: list[str]) -> npt.NDArray[np.int32]:
+        """Return the row of each span, filled; the table is emptied first when it has grown past its bound."""
+        if self.num_rows > MAX_CACHED_SPANS or self.num_ids > MAX_CACHED_TOKENS:
+            self.reset()
+        rows = np.fromiter(map(self.__getitem__, spans), np.int32, len(spans))
+        if self.pending:
+            self._flush()
+        return rows
+
+    def _flush(self) -> None:
+        encodings = self.backend.encode_batch_fast(self.pending, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+        total = int(lengths.sum())
+        self.lengths = _grown(self.lengths, self.num_rows)
+        self.offsets = _grown(self.offsets, self.num_rows)
+        self.ids = _grown(self.ids, self.num_ids + total)
+        first = self.num_rows - len(ids)
+        self.lengths[first : self.num_rows] = lengths
+        self.offsets[first : self.num_rows] = self.num_ids + np.cumsum(lengths) - lengths
+        self.ids[self.num_ids : self.num_ids + total] = np.fromiter(chain.from_iterable(ids), self.dtype, total)
+        self.num_ids += total
+        self.pending = []
+
+
+def _grown(array: np.ndarray, size: int) -> np.ndarray:
+    """Return ``array`` with room for at least ``size`` elements, doubling."""
+    if size <= len(array):
+        return array
+    larger = np.zeros(max(size, 2 * len(array)), array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """The ids of one text and where they come from.
+
+    Attributes:
+        ids: [T] token ids.
+        code_points: [C] uint32, the text.
+        positions: [E] code point at which each isolated character or span begins, ascending.
+        ends: [E + 1] number of ids before event e; the last is T.
+    """
+
+    ids: np.ndarray
+    code_points: npt.NDArray[np.uint32]
+    positions: IntArray
+    ends: IntArray
+
+    def tokens_before(self, boundaries: IntArray) -> IntArray:
+        """Return how many ids come from code points before each boundary; a boundary must not cut a span."""
+        return self.ends[np.searchsorted(self.positions, boundaries)]
+
+
+class WordPieceEncoder:
+    """Encode text exactly as ``backend`` does, which must be Bert normalizer + Bert pre-tokenizer + WordPiece.
+
+    Not thread-safe; one per process.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, dtype: npt.DTypeLike) -> None:
+        self.backend = backend
+        self.dtype = np.dtype(dtype)
+        self.classes = np.full(NUM_CODE_POINTS, UNKNOWN, np.uint8)
+        self.isolated_ids = np.zeros(NUM_CODE_POINTS, self.dtype)
+        self.spans = SpanCache(backend, dtype)
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, IntArray]:
+        """Return the concatenated ids [T] and the number of ids of each text [len(texts)] int64."""
+        ids: list[np.ndarray] = [np.zeros(0, self.dtype)]
+        counts: list[IntArray] = [np.zeros(0, np.int64)]
+        for batch in _batches(texts):
+            encoded = self.encode_text("\n".join(batch))
+            lengths = np.fromiter(map(len, batch), np.int64, len(batch))
+            ids.append(encoded.ids)
+            counts.append(np.diff(encoded.tokens_before(np.cumsum(lengths + 1)), prepend=0))
+        return np.concatenate(ids), np.concatenate(counts)
+
+    def encode_text(self, text: str) -> EncodedText:
+        """Encode one text of any length; about 256k characters a call are fastest."""
+        code_points, classes = self.classify(text)
+        words = classes == WORD
+        begins = words.copy()  # the first character of each span
+        begins[1:] &= ~words[:-1]
+        positions = np.flatnonzero(begins | (classes == ISOLATED))
+        is_span = words[positions]
+        rows = self.spans.rows(_spans_of(code_points, words))
+        lengths = np.ones(len(positions), np.int64)
+        lengths[is_span] = self.spans.lengths[rows]
+        ends = np.zeros(len(positions) + 1, np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        ids = np.empty(int(ends[-1]), self.dtype)
+        isolated = np.flatnonzero(~is_span)
+        ids[ends[isolated]] = self.isolated_ids[code_points[positions[isolated]]]
+        self._copy_spans(ids, ends[:-1][is_span], rows)
+        return EncodedText(ids, code_points, positions, ends)
+
+    def classify(self, text: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+        """Return the code points [C] of a text and their classes [C]: SEPARATOR, ISOLATED or WORD."""
+        code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        classes = self.classes[code_points]
+        if len(classes) and classes.max() == UNKNOWN:
+            self._probe(np.unique(code_points[classes == UNKNOWN]))
+            classes = self.classes[code_points]
+        return code_points, classes
+
+    def _probe(self, code_points: npt.NDArray[np.uint32]) -> None:
+        """Ask the tokenizer what it does with each code point between two letters."""
+        isolated = []
+        for point in code_points.tolist():
+            kind = self._probe_one(chr(point))
+            self.classes[point] = kind
+            if kind == ISOLATED:
+                isolated.append(point)
+        encodings = self.backend.encode_batch_fast(list(map(chr, isolated)), add_special_tokens=False)
+        for point, encoding in zip(isolated, encodings, strict=True):
+            if len(encoding.ids) == 1:
+                self.isolated_ids[point] = encoding.ids[0]
+            else:  # normalised to more than one character: the tokenizer itself encodes it, as part of a span
+                self.classes[point] = WORD
+
+    def _probe_one(self, character: str) -> int:
+        normalized = self.backend.normalizer.normalize_str(f"a{character}a")
+        pieces = [piece for piece, _ in self.backend.pre_tokenizer.pre_tokenize_str(normalized)]
+        if pieces == ["a", "a"]:
+            return SEPARATOR
+        return ISOLATED if len(pieces) == 3 and pieces[0] == pieces[2] == "a" else WORD
+
+    def _copy_spans(self, ids: np.ndarray, begins: IntArray, rows: npt.NDArray[np.int32]) -> None:
+        """Write the ids of each span at its place: most have one, the others go through a ragged gather."""
+        lengths = self.spans.lengths[rows]
+        one = lengths == 1
+        ids[begins[one]] = self.spans.ids[self.spans.offsets[rows[one]]]
+        many = np.flatnonzero(lengths > 1)
+        if not len(many):
+            return
+        counts = lengths[many].astype(np.int64)
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        source = np.repeat(self.spans.offsets[rows[many]], counts) + within
+        ids[np.repeat(begins[many], counts) + within] = self.spans.ids[source]
+
+
+def _spans_of(code_points: npt.NDArray[np.uint32], words: npt.NDArray[np.bool_]) -> list[str]:
+    """Return the maximal runs of word characters: every other character becomes a space, runs of them one."""
+    kept = words.copy()
+    kept[1:] |= words[:-1]  # a span and the one character behind it
+    text = np.where(words, code_points, np.uint32(0x20))[kept].tobytes().decode("utf-32-le")
+    spans = text.split(" ")
+    if not spans[-1]:
+        spans.pop()
+    return spans
+
+
+def _batches(texts: Sequence[str]) -> list[Sequence[str]]:
+    """Cut a list of texts into runs of about BATCH_CHARACTERS characters."""
+    batches: list[Sequence[str]] = []
+    first = size = 0
+    for index, text in enumerate(texts):
+        size += len(text) + 1
+        if size >= BATCH_CHARACTERS:
+            batches.append(texts[first : index + 1])
+            first, size = index + 1, 0
+    if first < len(texts):
+        batches.append(texts[first:])
+    return batches
