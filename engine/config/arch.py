@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 ACTIVATIONS = ("gelu", "gelu_tanh")
 NORM_POSITIONS = ("post", "pre")
@@ -64,3 +67,70 @@ class ArchConfig:
 def padded_vocab_size(vocab_size: int) -> int:
     """Round a vocabulary up to the next multiple of 64, the number of rows its embedding has inside."""
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchOverrides:
+    """Single settings of the architecture that replace the preset's; the vocabulary's size follows from the tokenizer.
+
+    Args:
+        hidden_size: width of the hidden states.
+        num_layers: transformer layers.
+        num_heads: attention heads; divides hidden_size.
+        intermediate_size: width inside the MLP.
+        max_positions: longest sequence.
+        num_segments: segment embeddings; 0 for none.
+        activation: gelu or gelu_tanh.
+        norm_position: post (BERT) or pre (GPT-2).
+        norm_eps: added to the variance in norms.
+        causal: a token sees only those before it.
+        embedding_norm: a norm after the embeddings.
+        hidden_dropout: dropout after embeddings, attention and MLP.
+        attention_dropout: dropout of attention weights.
+        init_std: standard deviation of the initial weights.
+    """
+
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    intermediate_size: int | None = None
+    max_positions: int | None = None
+    num_segments: int | None = None
+    activation: str | None = None
+    norm_position: str | None = None
+    norm_eps: float | None = None
+    causal: bool | None = None
+    embedding_norm: bool | None = None
+    hidden_dropout: float | None = None
+    attention_dropout: float | None = None
+    init_std: float | None = None
+
+
+def check_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check names and types of ArchConfig fields read from a file; ``where`` names the file in an error.
+
+    Raises:
+        ValueError: for a name that ArchConfig does not have (the nearest is given) or a value of another type.
+    """
+    types = {field.name: str(field.type) for field in fields(ArchConfig)}
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in types:
+            near = difflib.get_close_matches(str(name), types, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(types)}"
+            raise ValueError(f"{where}: unknown key {name}; {hint}")
+        found = type(value).__name__
+        if types[name] == "float" and (found == "int" or is_number(value)):
+            value = float(value)
+        elif types[name] != found:
+            raise ValueError(f"{where}: {name} is {value!r} ({found}): it must be of type {types[name]}")
+        checked[name] = value
+    return checked
+
+
+def is_number(value: object) -> bool:
+    """Whether a text is a number: YAML 1.1 reads 1e-5, without a point, as text."""
+    try:
+        return isinstance(value, str) and float(value) is not None
+    except ValueError:
+        return False
