@@ -32,7 +32,7 @@ SKIPPING_FILE = 'import pytest\n\npytest.importorskip("no_such_library")\n'
     [
         (
             "1",
-            ["test_skips: Skipped: no sshd (skipped, and REQUIRE_ALL_TESTS=1 allows no skip)", "1 failed, 1 skipped"],
+            ["Skipped: no sshd (skipped, and REQUIRE_ALL_TESTS=1 allows no skip)", "1 failed, 1 skipped"],
         ),
         ("0", ["SKIPPED [1]", "2 skipped, 1 xfailed"]),
     ],
