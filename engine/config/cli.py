@@ -1,0 +1,136 @@
+"""One command line for every dataclass of settings: YAML file, dotted options, `--print_config`.
+
+jsonargparse does the parsing; what it lacks is added here: an unknown key is refused with the nearest right name, all
+unknown keys at once, on the command line and in the YAML file alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+C = TypeVar("C")
+
+
+class UsageError(ValueError):
+    """A mistake in a command line or a settings file; its text is all that the user needs."""
+
+
+class SharedError(ValueError):
+    """A user's mistake that every rank raises with the same text, so that rank 0 alone tells it."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean X?`` for the name most like ``name``, or the empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def parse_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
+    """Read settings from a command line and the YAML files it names.
+
+    Args:
+        config_class: frozen dataclass; nested dataclasses become dotted options.
+        argv: arguments without the program's name.
+        prog: the program's name in messages.
+
+    Returns:
+        An instance of ``config_class``.
+
+    Raises:
+        UsageError: unknown keys, values of a wrong type, a missing required option, an unreadable YAML file.
+        SystemExit: after ``--help`` and ``--print_config``.
+    """
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    parser = ArgumentParser(prog=prog, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
+    parser.add_class_arguments(config_class, nested_key=None)
+    names = {option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    files = _refuse_unknown_options(argv, names)
+    for file in files:
+        _refuse_unknown_keys(file, names)
+    try:
+        parsed = parser.instantiate(parser.parse_args(list(argv)))
+    except Exception as error:  # jsonargparse raises several unrelated classes for a user's mistake
+        raise UsageError(f"{_plain(error)} (see --help)") from None
+    fields = vars(config_class).get("__dataclass_fields__", {})
+    return config_class(**{name: parsed[name] for name in fields})
+
+
+def _refuse_unknown_options(argv: Sequence[str], names: set[str]) -> list[str]:
+    """Check every ``--option`` of a command line against ``names``; return the files given with ``--config``."""
+    unknown, files = [], []
+    for position, argument in enumerate(argv):
+        if not argument.startswith("--") or argument == "--":
+            continue
+        name, _, value = argument[2:].partition("=")
+        if name not in names:
+            unknown.append(f"unknown option --{name}" + nearest(name, names).replace("mean ", "mean --"))
+        elif name == "config":
+            files.append(value or (argv[position + 1] if position + 1 < len(argv) else ""))
+    if unknown:
+        raise UsageError("\n".join(unknown))
+    return [file for file in files if file]
+
+
+def _refuse_unknown_keys(file: str, names: set[str]) -> None:
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {file}: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {file} is not a YAML file: {error}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"--config {file}: expected keys and values at the top, found {type(tree).__name__}")
+    unknown = [key for key in _dotted(tree) if key not in names and key not in ("config", "print_config")]
+    if unknown:
+        lines = [f"--config {file}: unknown key {key}{nearest(key, names)}" for key in unknown]
+        raise UsageError("\n".join(lines))
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            keys += _dotted(value, f"{prefix}{key}.")
+        else:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def _plain(error: BaseException) -> str:
+    return str(error).strip() or type(error).__name__
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Call ``main`` and turn a user's mistake into one message on stderr.
+
+    A mistake found before the ranks have met is the same on all of them, so rank 0 alone tells it; later each rank
+    tells its own. ``ENGINE_TRACEBACK=1`` shows where a message came from.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
+    """
+    try:
+        return int(main() or 0)
+    except ValueError as error:
+        if os.environ.get("ENGINE_TRACEBACK"):
+            raise
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0 or (_ranks_have_met() and not isinstance(error, SharedError)):
+            print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _ranks_have_met() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_initialized())

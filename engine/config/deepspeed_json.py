@@ -1,0 +1,193 @@
+"""Read a DeepSpeed JSON file, check it against what this engine owns and what DeepSpeed 0.19.8 does, and complete it.
+
+DeepSpeed owns precision, ZeRO, offload, clipping and communication; the engine owns all else. A key that DeepSpeed
+would ignore in silence is an error here.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config.cli import UsageError, nearest
+from engine.config.train import BatchShape
+
+BATCH_KEYS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size and train.micro_batch_size",
+}
+OWNED_BY_US = {
+    "optimizer": "--train.optimizer.*",
+    "scheduler": "--train.schedule.*",
+    "tensorboard": "--train.tensorboard",
+    "csv_monitor": "the run folder's metrics.jsonl",
+    "wandb": "the run folder's metrics.jsonl",
+    "comet": "the run folder's metrics.jsonl",
+    "steps_per_print": "--train.log_every",
+    "zero_allow_untested_optimizer": "--train.optimizer.name (set for you)",
+    "checkpoint": "--train.save_every (checkpoints are the engine's own)",
+    "data_efficiency": "--data.*",
+    "activation_checkpointing": "a later version (DeepSpeed reads it only through its own model API)",
+}
+REMOVED = (
+    "amp", "compression_training", "curriculum_learning", "eigenvalue", "elasticity", "graph_harvesting", "nebula",
+    "progressive_layer_drop", "quantize_training", "sparse_attention", "sparse_gradients",
+)  # fmt: skip
+KNOWN = (
+    "aio", "bf16", "bfloat16", "check_overflow", "comms_logger", "communication_data_type", "data_types",
+    "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_clipping", "gradient_predivide_factor",
+    "memory_breakdown", "prescale_gradients", "timers", "wall_clock_breakdown", "zero_optimization",
+)  # fmt: skip
+STAGES = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the accelerator of this process can do; filled in by the caller so that this file needs no torch."""
+
+    type: str  # "cuda" or "cpu"
+    has_bf16: bool
+    has_fp16: bool = True
+
+
+@dataclass(frozen=True)
+class DeepSpeedSettings:
+    """A checked configuration, ready for ``deepspeed.initialize``.
+
+    Attributes:
+        config: the completed JSON tree.
+        precision: fp32, bf16 or fp16: the type of weights and activations.
+        notes: what was changed, in sentences for the log.
+    """
+
+    config: dict[str, Any]
+    precision: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return int(self.config.get("zero_optimization", {}).get("stage", 0))
+
+
+def read_deepspeed_json(path: str) -> dict[str, Any]:
+    """Read the file; UsageError with the nearest existing file where it is missing, or the place of a syntax error."""
+    file = Path(path)
+    if not file.is_file():
+        folder = file.parent if file.parent.is_dir() else Path("ds_configs")
+        names = sorted(str(found) for found in folder.glob("*.json"))
+        raise UsageError(
+            f"--ds_config {path}: no such file{nearest(path, names)}"
+            + (f" (there are {', '.join(names)})" if names else "")
+        )
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--ds_config {path} is not a text file: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"--ds_config {path} is not JSON: line {error.lineno}: {error.msg}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"--ds_config {path}: expected a JSON object, found {type(tree).__name__}")
+    return tree
+
+
+def deepspeed_problems(tree: dict[str, Any], path: str, batch: BatchShape, device: Device) -> list[str]:
+    """Everything wrong with a DeepSpeed file for this run, each with the place where the setting belongs."""
+    found = []
+    for key, value in tree.items():
+        if key in OWNED_BY_US:
+            found.append(f"{path}: {key!r} is not DeepSpeed's here; remove it and use {OWNED_BY_US[key]}")
+        elif key in REMOVED:
+            found.append(f"{path}: DeepSpeed 0.19.8 no longer has {key!r}; remove it (even disabled it is refused)")
+        elif key in BATCH_KEYS:
+            found += _batch_problem(key, value, path, batch)
+        elif key not in KNOWN:
+            found.append(f"{path}: unknown key {key!r} (DeepSpeed would ignore it){nearest(key, KNOWN)}")
+    return found + _zero_problems(tree, path) + _precision_problems(tree, path, device)
+
+
+def _batch_problem(key: str, value: Any, path: str, batch: BatchShape) -> list[str]:
+    ours = {
+        "train_batch_size": batch.batch_size,
+        "train_micro_batch_size_per_gpu": batch.micro_batch_size,
+        "gradient_accumulation_steps": batch.accumulation,
+    }[key]
+    if value in ("auto", ours):
+        return []
+    return [f'{path}: {key!r} is {value!r}, but {BATCH_KEYS[key]} make it {ours}; remove it or set it to "auto"']
+
+
+def _zero_problems(tree: dict[str, Any], path: str) -> list[str]:
+    zero = tree.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        return [f"{path}: 'zero_optimization' must be an object, found {zero!r}"]
+    found = []
+    if zero.get("stage", 0) not in STAGES:
+        found.append(f"{path}: zero_optimization.stage is {zero['stage']!r}; this version runs stages 0, 1 and 2")
+    for key in ("offload_optimizer", "offload_param"):
+        if zero.get(key, {}).get("device", "none") != "none":
+            found.append(f"{path}: zero_optimization.{key} is not supported by this version; remove it")
+    return found
+
+
+def _enabled(tree: dict[str, Any], key: str) -> bool:
+    block = tree.get(key, {})
+    return isinstance(block, dict) and block.get("enabled", False) is not False
+
+
+def _precision_problems(tree: dict[str, Any], path: str, device: Device) -> list[str]:
+    bf16, fp16 = _enabled(tree, "bf16") or _enabled(tree, "bfloat16"), _enabled(tree, "fp16")
+    stage = tree.get("zero_optimization", {}).get("stage", 0) if isinstance(tree.get("zero_optimization"), dict) else 0
+    found = []
+    if bf16 and fp16:
+        found.append(f"{path}: both bf16 and fp16 are enabled; keep one")
+    if bf16 and device.type == "cuda" and not device.has_bf16:
+        found.append(f"{path}: this GPU has no bf16; use the fp16 file of the same stage, such as ds_configs/fp16.json")
+    if fp16 and stage == 0:
+        found.append(
+            f"{path}: DeepSpeed does not scale the loss in fp16 at ZeRO stage 0; set stage 1 (ds_configs/fp16.json)"
+        )
+    accumulation = tree.get("data_types", {}).get("grad_accum_dtype")
+    if bf16 and stage == 0 and accumulation not in (None, "bf16"):
+        found.append(f"{path}: data_types.grad_accum_dtype {accumulation!r} with bf16 needs ZeRO stage 1 or 2")
+    return found
+
+
+def complete_deepspeed_config(tree: dict[str, Any], batch: BatchShape, device: Device) -> DeepSpeedSettings:
+    """Fill in batch sizes and choose a precision that the device has.
+
+    Args:
+        tree: a file without problems.
+        batch: the batch of the run.
+        device: where it runs; fp16 on a CPU becomes bf16 where the CPU has it, else fp32.
+    """
+    config = copy.deepcopy(tree)
+    notes = []
+    if "bfloat16" in config:
+        config["bf16"] = config.pop("bfloat16")
+    if _enabled(config, "fp16") and device.type == "cpu":
+        config.pop("fp16")
+        if device.has_bf16:
+            config.update(bf16={"enabled": True}, communication_data_type="fp32")
+            config["data_types"] = {**config.get("data_types", {}), "grad_accum_dtype": "fp32"}
+        chosen = "bf16" if device.has_bf16 else "fp32"
+        notes.append(
+            f"fp16 is not for CPUs (slower than fp32, and DeepSpeed refuses it): this run computes in {chosen}"
+        )
+    elif _enabled(config, "bf16") and device.type == "cpu" and not device.has_bf16:
+        notes.append(
+            "this CPU has no bf16 instructions: bf16 is emulated and slow; ds_configs/fp32.json is faster here"
+        )
+    precision = "bf16" if _enabled(config, "bf16") else "fp16" if _enabled(config, "fp16") else "fp32"
+    config.update(
+        train_batch_size=batch.batch_size,
+        train_micro_batch_size_per_gpu=batch.micro_batch_size,
+        gradient_accumulation_steps=batch.accumulation,
+        steps_per_print=2**31,
+        zero_allow_untested_optimizer=True,
+    )
+    return DeepSpeedSettings(config, precision, tuple(notes))

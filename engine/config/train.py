@@ -1,0 +1,154 @@
+"""Settings of the training loop, shared by pretraining and fine-tuning. Never imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+OPTIMIZERS = ("adamw",)
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer and its rate.
+
+    Args:
+        name: optimizer; one of adamw.
+        lr: peak learning rate.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay; biases and norms are exempt.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def problems(self) -> list[str]:
+        """Everything wrong with these settings, in the user's words."""
+        found = []
+        if self.name not in OPTIMIZERS:
+            found.append(f"train.optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
+        if self.lr <= 0:
+            found.append(f"train.optimizer.lr is {self.lr}; it must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            found.append(f"train.optimizer.betas are {list(self.betas)}; each must be in [0, 1)")
+        if self.eps <= 0:
+            found.append(f"train.optimizer.eps is {self.eps}; it must be above 0")
+        if self.weight_decay < 0:
+            found.append(f"train.optimizer.weight_decay is {self.weight_decay}; it must not be negative")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the run, as a share of the peak rate.
+
+    Args:
+        name: linear, cosine or constant, each after a linear warmup.
+        warmup_steps: steps of linear warmup; the first step already has a rate above 0.
+        warmup_ratio: warmup as a share of all steps, used where warmup_steps is 0.
+        final_ratio: rate after the last step as a share of the peak.
+    """
+
+    name: str = "linear"
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.1
+    final_ratio: float = 0.0
+
+    def problems(self) -> list[str]:
+        """Everything wrong with these settings, in the user's words."""
+        found = []
+        if self.name not in SCHEDULES:
+            found.append(f"train.schedule.name is {self.name!r}; it must be one of {', '.join(SCHEDULES)}")
+        if self.warmup_steps < 0:
+            found.append(f"train.schedule.warmup_steps is {self.warmup_steps}; it must not be negative")
+        if not 0 <= self.warmup_ratio <= 1:
+            found.append(f"train.schedule.warmup_ratio is {self.warmup_ratio}; it must be in [0, 1]")
+        if not 0 <= self.final_ratio <= 1:
+            found.append(f"train.schedule.final_ratio is {self.final_ratio}; it must be in [0, 1]")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop.
+
+    Args:
+        output: run folder; the same command goes on where an earlier one stopped.
+        steps: optimizer steps of the whole run.
+        batch_size: rows (examples in fine-tuning) per optimizer step over all ranks.
+        micro_batch_size: rows per forward pass of one rank; accumulation follows from it.
+        save_every: steps between checkpoints; the last step is always saved; 0 saves only that one.
+        keep_checkpoints: newest checkpoints kept on disk; 0 keeps all.
+        log_every: steps between lines of metrics.jsonl.
+        eval_every: steps between evaluations on held-out data; 0 evaluates only at the end.
+        eval_rows: held-out rows used in an evaluation; 0 uses all.
+        peak_tflops: peak of one device for the MFU figure, in TFLOP/s, where its name is not known.
+        tensorboard: write TensorBoard events into the run folder.
+        optimizer: the optimizer.
+        schedule: the learning rate over the run.
+    """
+
+    output: str = "runs/pretrain"
+    steps: int = 100_000
+    batch_size: int = 256
+    micro_batch_size: int = 8
+    save_every: int = 1000
+    keep_checkpoints: int = 0
+    log_every: int = 10
+    eval_every: int = 1000
+    eval_rows: int = 1024
+    peak_tflops: float | None = None
+    tensorboard: bool = True
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def problems(self) -> list[str]:
+        """Everything wrong with these settings, in the user's words."""
+        found = [
+            f"train.{name} is {getattr(self, name)}; it must be at least 1"
+            for name in ("steps", "batch_size", "micro_batch_size", "log_every")
+            if getattr(self, name) < 1
+        ]
+        found += [
+            f"train.{name} is {getattr(self, name)}; it must not be negative"
+            for name in ("save_every", "keep_checkpoints", "eval_every", "eval_rows")
+            if getattr(self, name) < 0
+        ]
+        return found + self.optimizer.problems() + self.schedule.problems()
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How the rows of one optimizer step are dealt to micro-batches and ranks."""
+
+    batch_size: int
+    micro_batch_size: int
+    world_size: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per rank and step."""
+        return self.batch_size // (self.micro_batch_size * self.world_size)
+
+    def problems(self) -> list[str]:
+        """Empty where batch_size is a multiple of micro_batch_size x ranks; else the nearest legal values."""
+        unit = self.micro_batch_size * self.world_size
+        if self.micro_batch_size < 1 or self.batch_size < 1 or self.batch_size % unit == 0:
+            return []
+        below = self.batch_size // unit * unit
+        sizes = [str(size) for size in (below, below + unit) if size > 0]
+        message = (
+            f"train.batch_size ({self.batch_size}) must be a multiple of train.micro_batch_size x ranks "
+            f"({self.micro_batch_size} x {self.world_size} = {unit}); "
+            f"nearest legal train.batch_size: {' or '.join(sizes)}"
+        )
+        if self.batch_size % self.world_size == 0:
+            per_rank = self.batch_size // self.world_size
+            divisors = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
+            nearest = sorted(divisors, key=lambda size: (abs(size - self.micro_batch_size), size))[:2]
+            message += f"; or keep it and set train.micro_batch_size to {' or '.join(map(str, sorted(nearest)))}"
+        return [message]

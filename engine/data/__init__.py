@@ -1,0 +1,1 @@
+"""Rows of text, their order, and packed batches."""

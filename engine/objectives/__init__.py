@@ -1,0 +1,1 @@
+"""What a model learns: losses on packed batches."""

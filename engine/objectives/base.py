@@ -1,0 +1,100 @@
+"""What the trainer asks of an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engine.config.arch import ArchConfig
+from engine.data.batch import PackedBatch
+from engine.data.plan import SequenceLayout
+from engine.data.rows import Row
+from engine.models.model import Model
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What objectives know of a tokenizer.
+
+    Attributes:
+        size: number of tokens, padding of the embedding not included.
+        special_ids: ids by role: pad, unk, cls, sep, mask, bos, eos.
+        special: [size] bool, tokens that never stand for text.
+        continuation: [size] bool, tokens that continue the word before them.
+    """
+
+    size: int
+    special_ids: Mapping[str, int]
+    special: NDArray[np.bool_]
+    continuation: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of a loss: its sum over the targets of a batch, how many they are, and its weight in the whole.
+
+    Attributes:
+        loss_sum: scalar fp32 tensor.
+        count: number of targets, known on the host.
+        weight: factor of the mean.
+        correct: scalar tensor, targets predicted right; only where asked for.
+    """
+
+    loss_sum: Tensor
+    count: int
+    weight: float = 1.0
+    correct: Tensor | None = None
+
+
+class Objective(Protocol):
+    """A pretraining objective or a fine-tuning task: how a model's hidden states become losses."""
+
+    name: str
+
+    def losses(self, model: Model, batch: PackedBatch, with_accuracy: bool = False) -> dict[str, LossTerm]:
+        """Run the model on a batch and return the terms of the loss by name."""
+        ...
+
+
+class PretrainingObjective(Objective, Protocol):
+    """An objective on rows of text."""
+
+    sequence_layout: SequenceLayout
+
+    def make_head(self, arch: ArchConfig) -> nn.Module:
+        """The head that the objective trains."""
+        ...
+
+    def collate(self, rows: Sequence[Row]) -> PackedBatch:
+        """Rows of text to a packed batch with targets; a pure function of the rows."""
+        ...
+
+
+def encode(model: Model, batch: PackedBatch) -> Tensor:
+    """Hidden states [N, D] of a packed batch."""
+    hidden: Tensor = model.encoder(batch.tokens, batch.positions, batch.segments, batch.layout)
+    return hidden
+
+
+def cross_entropy_term(logits: Tensor, labels: Tensor, count: int, with_accuracy: bool) -> LossTerm:
+    """Summed cross-entropy in fp32 of logits [M, C] against labels [M] int64."""
+    loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum")
+    correct = (logits.argmax(-1) == labels).sum() if with_accuracy else None
+    return LossTerm(loss_sum, count, correct=correct)
+
+
+def require_tokens(objective: str, vocabulary: Vocabulary, roles: Sequence[str]) -> None:
+    """ValueError naming the special tokens that an objective needs and a vocabulary lacks."""
+    missing = [role for role in roles if role not in vocabulary.special_ids]
+    if missing:
+        have = ", ".join(sorted(vocabulary.special_ids)) or "none"
+        raise ValueError(
+            f"objective {objective} needs the special token(s) {', '.join(missing)}, and the vocabulary has {have}; "
+            "add them to the vocabulary (WordPiece: lines [CLS] [SEP] [MASK] [PAD] [UNK]) and prepare the shards again"
+        )

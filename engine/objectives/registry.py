@@ -1,0 +1,35 @@
+"""Objectives by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.config.arch import ArchConfig
+from engine.config.pretrain import PretrainConfig
+from engine.objectives.base import PretrainingObjective, Vocabulary
+from engine.objectives.lm import CausalLM
+from engine.objectives.mlm import MaskedLM
+
+
+def build_objective(
+    name: str, config: PretrainConfig, arch: ArchConfig, vocabulary: Vocabulary
+) -> PretrainingObjective:
+    """The objective of a run.
+
+    Raises:
+        ValueError: if the vocabulary lacks a token that it needs, or the architecture cannot learn it.
+    """
+    if arch.causal != CAUSAL[name]:
+        need = "causal" if CAUSAL[name] else "bidirectional"
+        raise ValueError(
+            f"objective {name} needs a {need} model, and arch.causal is {arch.causal}; "
+            f"choose --objective {next(other for other in CAUSAL if CAUSAL[other] == arch.causal)}, or another --model"
+        )
+    return OBJECTIVES[name](config, vocabulary)
+
+
+OBJECTIVES: dict[str, Callable[[PretrainConfig, Vocabulary], PretrainingObjective]] = {
+    "mlm": lambda config, vocabulary: MaskedLM(config.masking, vocabulary, config.seed),
+    "lm": lambda config, vocabulary: CausalLM(vocabulary),
+}
+CAUSAL = {"mlm": False, "lm": True}

@@ -1,0 +1,133 @@
+"""The process group: ranks under deepspeed, torchrun or plain python, and the few collectives the engine needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+
+from engine.config.cli import SharedError
+from engine.config.deepspeed_json import Device
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def world_size() -> int:
+    """Ranks of this run, as the launcher set them; 1 under plain python."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def global_rank() -> int:
+    """This process's rank; 0 under plain python."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """This process's rank on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def describe_device() -> Device:
+    """What this process computes on."""
+    if torch.cuda.is_available():
+        return Device("cuda", has_bf16=torch.cuda.get_device_capability(local_rank()) >= (8, 0))
+    capabilities = torch.cpu.get_capabilities()
+    has_bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return Device("cpu", has_bf16=has_bf16, has_fp16=False)
+
+
+def init_distributed() -> torch.device:
+    """Join the process group, once; returns the device of this rank.
+
+    On a CPU, DeepSpeed's shared-memory all-reduce is left out: each rank of each run would leave 66 MB in /dev/shm for
+    good, and its first start compiles for most of a minute. gloo does all the communication.
+    """
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["LOCAL_SIZE"] = "0"
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    _set_defaults()
+    _quieten()
+    import deepspeed
+
+    if not on_gpu:
+        deepspeed.comm.torch.build_shm_op = lambda: None
+    if on_gpu:
+        torch.cuda.set_device(local_rank())
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo", verbose=False, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT
+    )
+    return torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+
+
+def _set_defaults() -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+
+
+def _quieten() -> None:
+    """DeepSpeed logs to stdout and torch warns about DeepSpeed's calls: neither concerns a user."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="deepspeed|torch")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    torch.distributed.barrier()
+
+
+def all_reduce_sum(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """Sum host numbers over the ranks: [n] float64 on ``device`` (exact for integers up to 2^53)."""
+    total = torch.tensor(list(values), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The value of every rank, on every rank; small host objects only."""
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def raise_together(problem: str | None) -> None:
+    """Raise SharedError on every rank if any rank has a problem, so that no rank is left waiting for another."""
+    found = [f"rank {rank}: {text}" if rank else text for rank, text in enumerate(gather_objects(problem)) if text]
+    if found:
+        raise SharedError("\n".join(dict.fromkeys(found)))
+
+
+def from_rank_zero(work: Callable[[], T]) -> T:
+    """Do something on rank 0 alone; every rank gets its result, or its ValueError as a SharedError."""
+    result, problem = None, None
+    if global_rank() == 0:
+        try:
+            result = work()
+        except ValueError as error:
+            problem = str(error)
+    raise_together(problem)
+    return cast(T, broadcast_object(result))

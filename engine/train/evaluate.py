@@ -1,0 +1,67 @@
+"""Mean loss and accuracy on held-out samples, the same whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.data.source import BatchSource
+from engine.models.model import Model
+from engine.objectives.base import Objective
+from engine.train.distributed import all_reduce_sum, global_rank, world_size
+
+Evaluator = Callable[[], dict[str, float]]
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model, objective: Objective, source: BatchSource, num_samples: int, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Evaluate a model on the first samples of a source; all ranks must call it.
+
+    Batch b runs on rank b mod ranks; every rank makes equally many forward calls, those without a batch left over
+    repeat the last one and count it as nothing.
+
+    Args:
+        model: with the weights in place; put into evaluation mode for the time of the call.
+        objective: what is measured.
+        source: held-out samples.
+        num_samples: how many of them; 0 for all.
+        batch_size: samples per forward call.
+        device: where the model is.
+
+    Returns:
+        ``loss`` (the weighted mean over all targets), ``accuracy`` of each term that has one (``accuracy`` alone where
+        there is one term), and ``num_targets``.
+    """
+    total = min(num_samples or source.num_samples, source.num_samples)
+    num_batches = -(-total // batch_size)
+    rank, ranks = global_rank(), world_size()
+    sums: dict[str, list[float]] = {}
+    weights: dict[str, float] = {}
+    was_training = model.training
+    model.eval()
+    for turn in range(-(-num_batches // ranks)):
+        number = min(turn * ranks + rank, num_batches - 1)
+        counts = turn * ranks + rank < num_batches
+        first = number * batch_size
+        batch = source.held_out(range(first, min(first + batch_size, total))).to(device)
+        for name, term in objective.losses(model, batch, with_accuracy=True).items():
+            correct = 0.0 if term.correct is None else float(term.correct)
+            row = [float(term.loss_sum), term.count, correct] if counts else [0.0, 0, 0.0]
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0, 0.0]), row, strict=True)]
+            weights[name] = term.weight
+    model.train(was_training)
+    return _means(sums, weights, device)
+
+
+def _means(sums: dict[str, list[float]], weights: dict[str, float], device: torch.device) -> dict[str, float]:
+    names = sorted(sums)
+    reduced = all_reduce_sum([value for name in names for value in sums[name]], device).view(-1, 3).tolist()
+    result = {"loss": 0.0, "num_targets": 0.0}
+    for name, (loss_sum, count, correct) in zip(names, reduced, strict=True):
+        result["loss"] += weights[name] * loss_sum / max(count, 1.0)
+        result["num_targets"] += count
+        result["accuracy" if len(names) == 1 else f"accuracy_{name}"] = correct / max(count, 1.0)
+    return result

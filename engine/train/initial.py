@@ -1,0 +1,58 @@
+"""Start from the weights of a model folder."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from engine.config.arch import ArchConfig
+from engine.convert.huggingface import arch_from_huggingface, from_huggingface
+from engine.convert.model_folder import read_model_folder
+from engine.models.model import Model
+from engine.train.metrics import say
+from preprocess.tokenizer import load_tokenizer
+
+FREE_FIELDS = ("hidden_dropout", "attention_dropout", "init_std")  # they decide no parameter and no forward pass in use
+
+
+@torch.no_grad()
+def load_initial_weights(model: Model, arch: ArchConfig, folder: Path, tokenizer_digest: str | None) -> None:
+    """Copy the weights of a Hugging Face folder into a model; heads that it lacks keep their first weights.
+
+    Args:
+        model: built for ``arch``.
+        arch: the run's architecture.
+        folder: config.json, model.safetensors and the tokenizer.
+        tokenizer_digest: of the run's tokenizer; None where there is nothing to compare.
+
+    Raises:
+        ValueError: if the folder is of another architecture or of another tokenizer, or is no model folder.
+    """
+    config, tensors = read_model_folder(folder)
+    theirs = arch_from_huggingface(config)
+    different = [
+        f"{field.name} {getattr(theirs, field.name)} there, {getattr(arch, field.name)} here"
+        for field in fields(arch)
+        if field.name not in FREE_FIELDS and getattr(theirs, field.name) != getattr(arch, field.name)
+    ]
+    if different:
+        raise ValueError(
+            f"the model in {folder} has another architecture: {'; '.join(different)}. "
+            f"Give --model {folder} to take its own"
+        )
+    if tokenizer_digest is not None and load_tokenizer(folder).digest != tokenizer_digest:
+        raise ValueError(
+            f"the model in {folder} was trained with another tokenizer than the shards; "
+            f"prepare the shards with --tokenizer {folder}"
+        )
+    weights = from_huggingface(tensors, arch)
+    parameters = dict(model.named_parameters())
+    for name, tensor in weights.items():
+        if name in parameters:
+            parameters[name].copy_(tensor)
+    absent = sorted(name for name in parameters if name not in weights)
+    say(f"weights from {folder}" + (f"; first weights of their own: {', '.join(absent)}" if absent else ""))
+    logging.getLogger(__name__).debug("unused: %s", sorted(set(weights) - set(parameters)))

@@ -1,0 +1,119 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, the progress bar and the log line."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from engine.config.train import TrainConfig
+from engine.train.distributed import global_rank
+
+LOGGED_FIGURES = ("loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "memory_bytes", "data_wait", "eta")
+
+
+def say(text: str) -> None:
+    """A line of the log, from rank 0, on stderr and clear of the progress bar."""
+    if global_rank() == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory of this rank: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass
+class Window:
+    """Sums since the last log line, on this rank.
+
+    Attributes:
+        loss_sums: per term, weighted: tensors on the device, so that adding to them waits for nothing.
+        counts: targets per term, over all ranks: tensors on the device.
+        weights: weight of each term.
+        tokens: real tokens of this rank.
+        flops: operations of this rank.
+        waited: seconds spent waiting for data.
+        steps: optimizer steps.
+        begun: clock at the window's begin.
+    """
+
+    loss_sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    flops: float = 0.0
+    waited: float = 0.0
+    steps: int = 0
+    begun: float = field(default_factory=time.perf_counter)
+
+    def mean_losses(self, summed: dict[str, float]) -> dict[str, float]:
+        """Mean of each term from its sum over all ranks, and the weighted whole as ``loss``."""
+        means = {name: summed[name] / max(float(self.counts[name]), 1.0) for name in summed}
+        whole = sum(self.weights[name] * mean for name, mean in means.items())
+        return {"loss": whole, **({f"loss_{name}": mean for name, mean in means.items()} if len(means) > 1 else {})}
+
+
+class MetricsLog:
+    """Writes each line of figures to metrics.jsonl, TensorBoard and the log; rank 0 only."""
+
+    def __init__(self, file: Path, config: TrainConfig, first_step: int) -> None:
+        self._active = global_rank() == 0
+        self._file = file
+        self._writer: Any = None
+        self._bar: Any = None
+        if not self._active:
+            return
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(file.parent / "tensorboard"), purge_step=first_step + 1)
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(total=config.steps, initial=first_step, unit="step", file=sys.stderr, mininterval=interval)
+
+    def advance(self) -> None:
+        """One step more on the progress bar."""
+        if self._active:
+            self._bar.update()
+
+    def write(self, step: int, figures: dict[str, float | int | None]) -> None:
+        """One line: every figure that is not finite or not known is null in the file."""
+        if not self._active:
+            return
+        clean = {k: v if v is None or math.isfinite(v) else None for k, v in figures.items()}
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **clean}) + "\n")
+        if self._writer is not None:
+            for name, value in clean.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, step)
+        say(f"step {step}: " + ", ".join(_shown(name, value) for name, value in clean.items() if value is not None))
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _shown(name: str, value: float | int) -> str:
+    if name == "memory_bytes":
+        return f"memory {value / 2**30:.2f} GiB"
+    if name in ("mfu", "data_wait") or name.endswith("accuracy"):
+        return f"{name} {value:.1%}"
+    if name == "eta":
+        return f"eta {int(value) // 3600}:{int(value) % 3600 // 60:02d}:{int(value) % 60:02d}"
+    if name == "lr":
+        return f"lr {value:.3g}"
+    return f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4f}"

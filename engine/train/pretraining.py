@@ -1,0 +1,242 @@
+"""From a pretraining configuration to the parts of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint.run_folder import RunFolder
+from engine.config.arch import ArchConfig
+from engine.config.cli import UsageError, nearest
+from engine.config.deepspeed_json import (
+    DeepSpeedSettings,
+    complete_deepspeed_config,
+    deepspeed_problems,
+    read_deepspeed_json,
+)
+from engine.config.presets import resolve_arch
+from engine.config.pretrain import OBJECTIVE_NAMES, PretrainConfig
+from engine.config.train import BatchShape
+from engine.convert.huggingface import huggingface_class, to_huggingface
+from engine.convert.model_folder import write_model_folder
+from engine.data.rows import RowReader
+from engine.data.source import RowSource
+from engine.models.model import Model, build_model
+from engine.objectives.base import PretrainingObjective, Vocabulary
+from engine.objectives.registry import build_objective
+from engine.train.distributed import barrier, describe_device, global_rank, init_distributed, world_size
+from engine.train.evaluate import evaluate
+from engine.train.initial import load_initial_weights
+from engine.train.run import RunParts, run_training, versions
+from preprocess.manifest import Manifest, read_manifest
+from preprocess.tokenizer import Tokenizer, load_tokenizer
+
+PLANS = ".plans"
+MAKE_SHARDS = """make it with
+  python -m preprocess tokenizer --corpus FILE... --type wordpiece --vocab_size 30000 --output tokenizer/
+  python -m preprocess shards --corpus FILE... --tokenizer tokenizer/ --output {shards}"""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration whose parts were found and fit together."""
+
+    config: PretrainConfig
+    arch: ArchConfig
+    objective: PretrainingObjective
+    settings: DeepSpeedSettings
+    shape: BatchShape
+    manifest: Manifest
+    held_out: Manifest | None
+    tokenizer: Tokenizer
+
+
+def pretrain(config: PretrainConfig) -> RunFolder:
+    """Pretrain; returns the finished run's folder.
+
+    Raises:
+        ValueError: all problems of the configuration at once, before any work.
+    """
+    resolved = resolve(config)
+    device = init_distributed()
+    source, held_out = open_rows(resolved)
+    objective = resolved.objective
+
+    def evaluate_held_out(model: Model) -> dict[str, float]:
+        assert held_out is not None
+        rows, size = config.train.eval_rows, config.train.micro_batch_size
+        figures = evaluate(model, objective, held_out, rows, size, device)
+        return {"heldout_loss": figures["loss"], "heldout_accuracy": figures["accuracy"]}
+
+    return run_training(
+        RunParts(
+            train=config.train,
+            settings=resolved.settings,
+            shape=resolved.shape,
+            arch=resolved.arch,
+            seed=config.seed,
+            resolved=resolved_tree(resolved),
+            objective=objective,
+            source=source,
+            build=lambda fresh: initial_model(resolved, fresh),
+            export=lambda folder, weights: export(resolved, folder, weights),
+            evaluator=evaluate_held_out if held_out is not None else None,
+        )
+    )
+
+
+def resolve(config: PretrainConfig) -> Resolved:
+    """Find and check everything that the settings name; UsageError lists all that is wrong."""
+    shape = BatchShape(config.train.batch_size, config.train.micro_batch_size, world_size())
+    device = describe_device()
+    problems = config.problems() + shape.problems()
+    tree = _collect(problems, lambda: read_deepspeed_json(config.ds_config))
+    if tree is not None:
+        problems += deepspeed_problems(tree, config.ds_config, shape, device)
+    shards = _collect(problems, lambda: open_shards(config.data.shards))
+    found = _collect(problems, lambda: resolve_arch(config.model))
+    objective_name = config.objective or (found[1] if found else OBJECTIVE_NAMES[0])
+    if objective_name not in OBJECTIVE_NAMES:
+        names = ", ".join(OBJECTIVE_NAMES)
+        problems.append(
+            f"unknown objective {objective_name!r}; there are {names}{nearest(objective_name, OBJECTIVE_NAMES)}"
+        )
+    arch = objective = None
+    if shards and found:
+        arch = _override(config, found[0], shards[2].vocab_size)
+        problems += _arch_problems(config, arch)
+    if arch and shards and objective_name in OBJECTIVE_NAMES:
+        ready, vocabulary = arch, vocabulary_of(shards[2])
+        objective = _collect(problems, lambda: build_objective(objective_name, config, ready, vocabulary))
+    if problems or not (tree is not None and shards and arch and objective):
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    settings = complete_deepspeed_config(tree, shape, device)
+    return Resolved(config, arch, objective, settings, shape, *shards)
+
+
+def _collect(problems: list[str], find: Any) -> Any:
+    """The result of ``find``; its ValueError goes to ``problems``."""
+    try:
+        return find()
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+
+
+def open_shards(path: str) -> tuple[Manifest, Manifest | None, Tokenizer]:
+    """Read the manifests and the tokenizer of a shard folder, and compare the sizes of its files.
+
+    Raises:
+        ValueError: if the folder is missing (with the command that makes it) or its parts do not belong together.
+    """
+    folder = Path(path)
+    if not (folder / "manifest.json").is_file():
+        what = "holds no manifest.json" if folder.is_dir() else "does not exist"
+        raise ValueError(f"data.shards {path} {what}; " + MAKE_SHARDS.format(shards=path))
+    manifest = read_manifest(folder)
+    held_out = read_manifest(folder / "heldout") if (folder / "heldout" / "manifest.json").is_file() else None
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    for part in (manifest, held_out):
+        if part is None:
+            continue
+        if part.tokenizer["digest"] != tokenizer.digest:
+            raise ValueError(
+                f"{part.folder} was made with another tokenizer ({part.tokenizer['digest'][:12]}...) than the one in "
+                f"{folder / 'tokenizer'} ({tokenizer.digest[:12]}); prepare the shards again with one tokenizer"
+            )
+        _check_sizes(part)
+    return manifest, held_out if held_out and held_out.shards else None, tokenizer
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """A missing or truncated shard is found before the run starts; its digest is compared when it is first read."""
+    for shard in manifest.shards:
+        file = manifest.folder / shard.file
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard.num_bytes:
+            found = (
+                "is missing" if size is None else f"is truncated or damaged: {size} bytes instead of {shard.num_bytes}"
+            )
+            raise ValueError(
+                f"shard {file} {found}; python -m preprocess verify {manifest.folder} lists all damage; "
+                "prepare the shards again or restore the file"
+            )
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """What objectives know of a tokenizer."""
+    return Vocabulary(tokenizer.vocab_size, tokenizer.special_ids, tokenizer.all_special, tokenizer.continuation)
+
+
+def _override(config: PretrainConfig, found: dict[str, Any], vocab_size: int) -> ArchConfig:
+    given = {k: v for k, v in asdict(config.arch).items() if v is not None}
+    return ArchConfig(**{**found, **given, "vocab_size": vocab_size})
+
+
+def _arch_problems(config: PretrainConfig, arch: ArchConfig) -> list[str]:
+    problems = arch.problems()
+    if config.data.seq_length > arch.max_positions:
+        problems.append(
+            f"data.seq_length ({config.data.seq_length}) is above arch.max_positions ({arch.max_positions}); "
+            f"shorten the rows or set --arch.max_positions {config.data.seq_length}"
+        )
+    _collect(problems, lambda: huggingface_class(arch))
+    return problems
+
+
+def open_rows(resolved: Resolved) -> tuple[RowSource, RowSource | None]:
+    """Plan the rows; rank 0 goes first, and the others find its plans on disk."""
+    config, objective = resolved.config, resolved.objective
+
+    def open_source(manifest: Manifest) -> RowSource:
+        folders = (manifest.folder / PLANS, Path(config.train.output).parent / PLANS)
+        reader = RowReader(manifest, config.data.seq_length, objective.sequence_layout, config.seed, folders)
+        return RowSource(reader, objective)
+
+    if global_rank() != 0:
+        barrier()
+    source = open_source(resolved.manifest)
+    held_out = open_source(resolved.held_out) if resolved.held_out is not None else None
+    if global_rank() == 0:
+        barrier()
+    return source, held_out
+
+
+def initial_model(resolved: Resolved, fresh: bool) -> Model:
+    """The model with its first weights; those of ``init_from`` where the run begins with them."""
+    objective = resolved.objective
+    model = build_model(resolved.arch, {objective.name: objective.make_head(resolved.arch)}, resolved.config.seed)
+    if fresh and resolved.config.init_from:
+        load_initial_weights(model, resolved.arch, Path(resolved.config.init_from), resolved.tokenizer.digest)
+    return model
+
+
+def export(resolved: Resolved, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write weights as a Hugging Face folder with the shards' tokenizer."""
+    heads = [resolved.objective.name]
+    config, tensors = to_huggingface(weights, resolved.arch, heads, resolved.tokenizer.special_ids)
+    write_model_folder(folder, config, tensors, resolved.manifest.folder / "tokenizer")
+
+
+def resolved_tree(resolved: Resolved) -> dict[str, Any]:
+    """All settings of a run as a JSON tree; what identifies data and tokenizer is in it by digest."""
+    tree = asdict(resolved.config)
+    deepspeed = resolved.settings.config
+    tree["arch"] = {field.name: getattr(resolved.arch, field.name) for field in fields(resolved.arch)}
+    tree["objective"] = resolved.objective.name
+    tree["data"]["manifest_digest"] = resolved.manifest.digest
+    tree["data"]["tokenizer_digest"] = resolved.tokenizer.digest
+    tree.pop("model")  # the architecture says it
+    return {
+        **tree,
+        "precision": resolved.settings.precision,
+        "gradient_clipping": deepspeed.get("gradient_clipping", 0.0),
+        "world_size": resolved.shape.world_size,
+        "deepspeed": deepspeed,
+        "versions": versions(),
+        "torch_threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,135 @@
+"""Begin a run or go on with one: the part that pretraining and fine-tuning share."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from engine.checkpoint.run_folder import RunFolder
+from engine.checkpoint.save import CheckpointWriter, ModelExporter
+from engine.checkpoint.state import restore
+from engine.config.arch import ArchConfig
+from engine.config.deepspeed_json import DeepSpeedSettings
+from engine.config.train import BatchShape, TrainConfig
+from engine.data.source import BatchSource
+from engine.models.model import Model
+from engine.objectives.base import Objective
+from engine.optim.adamw import build_optimizer
+from engine.train.distributed import barrier, from_rank_zero, global_rank
+from engine.train.metrics import say
+from engine.train.trainer import Trainer, TrainerState
+from engine.train.zero import ZeroEngine
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """What a run is made of.
+
+    Attributes:
+        train: settings of the loop.
+        settings: checked DeepSpeed configuration.
+        shape: the batch of a step.
+        arch: the architecture.
+        seed: seed of dropout.
+        resolved: all settings as a JSON tree, compared with those of an earlier start.
+        objective: what is learned.
+        source: training samples.
+        build: makes the model with its first weights; called where the run begins and where it goes on.
+        export: writes weights as a model folder.
+        evaluator: makes the function that computes an evaluation line from a model; None without held-out data.
+    """
+
+    train: TrainConfig
+    settings: DeepSpeedSettings
+    shape: BatchShape
+    arch: ArchConfig
+    seed: int
+    resolved: dict[str, Any]
+    objective: Objective
+    source: BatchSource
+    build: Callable[[bool], Model]
+    export: ModelExporter
+    evaluator: Callable[[Model], dict[str, float]] | None = None
+
+
+def run_training(parts: RunParts) -> RunFolder:
+    """Train from the newest checkpoint in the run folder, or from the beginning, to the last step.
+
+    Every run, a new one too, starts by loading a checkpoint: a new one writes its own of step 0 first. So there is one
+    path for start and resume, and DeepSpeed's own start-up cannot leave a trace in weights or optimizer.
+
+    Raises:
+        ValueError: if the folder holds another run, or no checkpoint in it is whole.
+    """
+    run = RunFolder(parts.train.output)
+    resuming = from_rank_zero(lambda: run.open(parts.resolved))
+    if from_rank_zero(lambda: _announce(run, parts, resuming)):
+        return run
+    model = parts.build(not resuming)
+    writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
+    if not resuming:
+        writer.save_initial(model, TrainerState().state_dict())
+    optimizer = build_optimizer(model, parts.train.optimizer)
+    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
+    folder, manifest, complaints = from_rank_zero(run.newest_checkpoint)
+    for complaint in complaints:
+        say(f"passed over: {complaint}")
+    from_rank_zero(lambda: run.discard_after(manifest.step))
+    restore(engine.deepspeed, model, folder, manifest)
+    if resuming:
+        say(f"going on from step {manifest.step} of {parts.train.steps} ({folder})")
+    _trainer(parts, engine, writer, TrainerState.from_manifest(manifest)).train()
+    barrier()
+    if global_rank() == 0:
+        run.finish()
+    say(f"finished: {run.model} is the model of step {parts.train.steps}")
+    return run
+
+
+def _announce(run: RunFolder, parts: RunParts, resuming: bool) -> bool:
+    """Write the settings of this start and say what matters of them; True where there is nothing left to do."""
+    if resuming and run.steps()[-1] >= parts.train.steps:
+        newest = run.steps()[-1]
+        if newest > parts.train.steps:
+            raise ValueError(f"{run.path} is at step {newest} already, beyond train.steps ({parts.train.steps})")
+        if run.is_finished():
+            say(f"{run.path} is finished at step {newest}; a larger --train.steps goes on from there")
+            return True
+    shape = parts.shape
+    run.write_config(parts.resolved)
+    run.reopen()
+    for note in parts.settings.notes:
+        say(f"note: {note}")
+    say(
+        f"{parts.settings.precision}, ZeRO stage {parts.settings.stage}; a step is {shape.batch_size} rows = "
+        f"{shape.world_size} rank(s) x {shape.accumulation} micro-batch(es) x {shape.micro_batch_size} rows; "
+        f"{parts.source.num_samples:,} rows in an epoch; run folder {run.path}"
+    )
+    return False
+
+
+def _trainer(parts: RunParts, engine: ZeroEngine, writer: CheckpointWriter, state: TrainerState) -> Trainer:
+    evaluator = parts.evaluator
+    return Trainer(
+        config=parts.train,
+        shape=parts.shape,
+        arch=parts.arch,
+        engine=engine,
+        source=parts.source,
+        writer=writer,
+        state=state,
+        seed=parts.seed,
+        evaluate=None if evaluator is None else lambda: evaluator(engine.model),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides numbers, for the run's record."""
+    names = ("torch", "deepspeed", "numpy", "tokenizers", "h5py", "safetensors")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"python": platform.python_version(), **{name: version(name) for name in names}, "device": device}

@@ -1,0 +1,83 @@
+"""The DeepSpeed engine as the trainer uses it, with the defects of 0.19.8 made good in one place."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from engine.config.deepspeed_json import DeepSpeedSettings
+from engine.data.batch import PackedBatch
+from engine.models.model import Model
+from engine.objectives.base import LossTerm, Objective
+
+
+class TrainingStep(nn.Module):
+    """What DeepSpeed wraps: a model and the objective that turns a batch into the terms of its loss."""
+
+    def __init__(self, model: Model, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: PackedBatch) -> dict[str, LossTerm]:
+        """Terms of the loss of one micro-batch."""
+        return self.objective.losses(self.model, batch)
+
+
+class ZeroEngine:
+    """A DeepSpeed engine whose loss is divided by the targets of the whole step and whose norm is always known."""
+
+    def __init__(
+        self, model: Model, objective: Objective, optimizer: torch.optim.Optimizer, settings: DeepSpeedSettings
+    ) -> None:
+        import deepspeed
+
+        with contextlib.redirect_stdout(sys.stderr):
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=TrainingStep(model, objective), optimizer=optimizer, config=settings.config
+            )
+        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.device = self.deepspeed.device
+        self._ranks = torch.distributed.get_world_size()
+        self._plain = self.deepspeed.optimizer is self.deepspeed.basic_optimizer
+        self._norm: float | Tensor | None = None
+        if self._plain:
+            self.deepspeed.clip_fp32_gradients = self._clip_and_keep_norm
+
+    def _clip_and_keep_norm(self) -> None:
+        """Stage 0 in fp32: DeepSpeed computes the norm to clip by it and drops it."""
+        self._norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.deepspeed.gradient_clipping())
+
+    def micro_step(self, batch: PackedBatch, counts: dict[str, Tensor]) -> dict[str, LossTerm]:
+        """Forward and backward of one micro-batch; the optimizer steps after the last one of a step.
+
+        Args:
+            batch: on the device.
+            counts: targets of each term in the whole step, over all ranks and micro-batches: scalar tensors.
+
+        Returns:
+            The terms of the loss of this micro-batch.
+        """
+        terms: dict[str, LossTerm] = self.deepspeed(batch)
+        total = sum(term.weight * term.loss_sum / counts[name] for name, term in terms.items())
+        # DeepSpeed averages gradients over the ranks; the division by accumulation steps is switched off.
+        self.deepspeed.backward(total * self._ranks, scale_wrt_gas=False)
+        last = self.deepspeed.is_gradient_accumulation_boundary()
+        if last and self._plain and not self.deepspeed.gradient_clipping():
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self._norm = nn.utils.get_total_norm(gradients)
+        self.deepspeed.step()
+        return terms
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the rate of the next optimizer step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient of the last step, before clipping; waits for the device."""
+        norm = self._norm if self._plain else self.deepspeed.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
