@@ -2,8 +2,8 @@
 
     python3 tools/gpu_test.py [more arguments for pytest]
 
-Results go to runs/gpu-test/. Only files that have such tests are collected, so that libraries which only others need may
-be missing.
+Results go to runs/gpu-test/. Only files that have such tests are collected, so that libraries which only others need
+may be missing.
 """
 
 from __future__ import annotations
