@@ -6,6 +6,7 @@ from 0 to T), document_source [D] uint16. See docs/shards.md.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from preprocess.files import write_atomically
 from preprocess.manifest import FORMAT_VERSION, ShardEntry
@@ -73,6 +75,14 @@ def write_shard(path: Path | str, arrays: ShardArrays, input_sha256: str, compre
         num_sentences=len(arrays.sentence_offsets) - 1,
         num_tokens=len(arrays.tokens),
     )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide a shard's bytes."""
+    versions = {"tokenizers": tokenizers.__version__, "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version}
+    with contextlib.suppress(ValueError):
+        versions["hdf5plugin"] = _zstd_plugin().version
+    return versions
 
 
 def content_digest(arrays: ShardArrays) -> str:
@@ -201,7 +211,9 @@ class ShardReader:
         try:
             return self._file()[name][start:stop]
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{self.path} is damaged: {name} cannot be read ({error}); copy or make it again") from None
+            raise ValueError(
+                f"{self.path} is damaged: {name} cannot be read ({error}); copy or make it again"
+            ) from None
 
     def _offsets(self, name: str) -> npt.NDArray[np.int64]:
         offsets = self._read(name, 0, self._length(name))

@@ -179,9 +179,7 @@ def load_tokenizer(path: Path | str, lowercase: bool | None = None) -> Tokenizer
     )
 
 
-def train_wordpiece(
-    texts: Iterable[str], vocab_size: int, lowercase: bool = True, min_frequency: int = 2
-) -> Tokenizer:
+def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = True, min_frequency: int = 2) -> Tokenizer:
     """Train a WordPiece vocabulary; the same texts give the same vocabulary, on any machine.
 
     Args:

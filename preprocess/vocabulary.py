@@ -198,7 +198,9 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 def _normalization(settings: dict[str, Any]) -> Normalization:
     """Take the fields of a Normalization out of a file's settings."""
-    return Normalization(**{field.name: settings[field.name] for field in fields(Normalization) if field.name in settings})
+    return Normalization(
+        **{field.name: settings[field.name] for field in fields(Normalization) if field.name in settings}
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,15 @@
+"""The progress bar of long steps; silent where nobody watches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Show progress over bytes on a terminal; the value is called with each number of bytes done."""
+    with tqdm(total=num_bytes, desc=what, unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
+        yield bar.update

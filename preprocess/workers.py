@@ -1,0 +1,141 @@
+"""Worker processes that take block numbers from a shared counter until none is left."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+STOP_SECONDS = 5.0
+
+
+class Job(Protocol):
+    """What workers do; it is pickled to each of them."""
+
+    def start(self) -> Any:
+        """Load what every block needs, once in each process."""
+
+    def run(self, state: Any, block: int, progress: Callable[[int], None]) -> Any:
+        """Do one block and return its (small) result."""
+
+
+def run_blocks(job: Job, num_blocks: int, num_workers: int, progress: Callable[[int], None]) -> list[Any]:
+    """Run a job over all blocks and return the results in block order.
+
+    One worker, or one block, runs in this process. A worker's ValueError or OSError is raised here with its message, any
+    other failure as RuntimeError with its traceback; the other workers are stopped first.
+    """
+    num_workers = min(num_workers, num_blocks)
+    if num_workers <= 1:
+        state = job.start()
+        return [job.run(state, block, progress) for block in range(num_blocks)]
+    results: dict[int, Any] = {}
+    for kind, value in _messages(job, num_blocks, num_workers):
+        if kind == "progress":
+            progress(value)
+        else:
+            results[value[0]] = value[1]
+    return [results[block] for block in range(num_blocks)]
+
+
+def _messages(job: Job, num_blocks: int, num_workers: int) -> Iterator[tuple[str, Any]]:
+    """Start workers and yield what they send; whatever happens, none is left running."""
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    workers: dict[Connection, BaseProcess] = {}
+    try:
+        with _single_threaded_tokenizers():
+            for _ in range(num_workers):
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(job, num_blocks, counter, sender), daemon=True)
+                process.start()
+                sender.close()
+                workers[receiver] = process
+        while workers:
+            for receiver in wait(list(workers)):
+                assert isinstance(receiver, Connection)
+                message = _receive(receiver, workers[receiver])
+                if message[0] == "finished":
+                    workers.pop(receiver).join()
+                elif message[0] == "failed":
+                    raise message[1]
+                else:
+                    yield message
+    finally:
+        _stop(list(workers.values()))
+
+
+def _receive(receiver: Connection, process: BaseProcess) -> tuple[str, Any]:
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join(STOP_SECONDS)
+        code = process.exitcode
+        reason = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        hint = "; out of memory? use fewer --workers or a smaller --shard_bytes" if code == -signal.SIGKILL else ""
+        raise RuntimeError(f"a worker process ended {reason}{hint}") from None
+
+
+def _stop(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(STOP_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@contextlib.contextmanager
+def _single_threaded_tokenizers() -> Iterator[None]:
+    """Keep ``tokenizers`` in the workers started meanwhile from making threads of its own."""
+    settings = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _work(job: Job, num_blocks: int, counter: Any, sender: Connection) -> None:
+    """Body of a worker process: it ends with its parent, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        state = job.start()
+        while (block := _next(counter)) < num_blocks:
+            result = job.run(state, block, lambda num_bytes: sender.send(("progress", num_bytes)))
+            sender.send(("done", (block, result)))
+        sender.send(("finished", None))
+    except OSError as error:
+        sender.send(("failed", OSError(error.errno, error.strerror or str(error)) if error.errno else error))
+    except ValueError as error:
+        sender.send(("failed", ValueError(str(error))))
+    except Exception:
+        sender.send(("failed", RuntimeError(f"a worker process failed:\n{traceback.format_exc()}")))
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _next(counter: Any) -> int:
+    with counter.get_lock():
+        block = int(counter.value)
+        counter.value += 1
+    return block
