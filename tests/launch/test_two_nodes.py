@@ -86,3 +86,13 @@ def test_namespaces_of_a_dead_run_are_removed(nodes: two_nodes.TwoNodes) -> None
         assert alive in listed and nodes.namespaces[0] in listed
     finally:
         subprocess.run(["ip", "netns", "del", alive], check=True)
+
+
+def test_missing_prerequisites_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_nodes.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(
+        two_nodes.shutil, "which", lambda command, path: None if command in ("sshd", "pdsh") else "/bin"
+    )
+    assert two_nodes.missing() == "two hosts need openssh-server, pdsh: apt-get install openssh-server pdsh"
+    monkeypatch.setattr(two_nodes.os, "geteuid", lambda: 1000)
+    assert two_nodes.missing() == "two hosts need root on Linux (network namespaces)"
