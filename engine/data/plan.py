@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -178,17 +178,30 @@ def plan_digest(manifest_digest: str, seq_length: int, layout: SequenceLayout) -
 
 
 def cached_row_plan(
-    folders: Sequence[Path], manifest_digest: str, document_lengths: Int64, seq_length: int, layout: SequenceLayout
+    folders: Sequence[Path],
+    manifest_digest: str,
+    num_tokens: int,
+    read_document_lengths: Callable[[], Int64],
+    seq_length: int,
+    layout: SequenceLayout,
 ) -> RowPlan:
     """Map the plan from the first folder that holds it, else build it and keep it in the first writable one.
 
     Ranks need not agree who builds it: each may, and a rename decides.
+
+    Args:
+        folders: where plans are kept.
+        manifest_digest: of the shards.
+        num_tokens: tokens in the shards.
+        read_document_lengths: reads the [D] lengths of the documents; only called where there is no plan yet.
+        seq_length: tokens of a row.
+        layout: tokens that the objective adds.
     """
     name = plan_digest(manifest_digest, seq_length, layout)[:32]
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):
-            return _map_plan(folder / name, document_lengths)
-    plan = build_row_plan(document_lengths, seq_length, layout)
+            return _map_plan(folder / name, num_tokens)
+    plan = build_row_plan(read_document_lengths(), seq_length, layout)
     for folder in folders:
         try:
             _store_plan(plan, folder / name)
@@ -198,11 +211,10 @@ def cached_row_plan(
     return plan
 
 
-def _map_plan(folder: Path, document_lengths: Int64) -> RowPlan:
+def _map_plan(folder: Path, num_tokens: int) -> RowPlan:
     arrays = {field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in fields(RowPlan)}
     plan = RowPlan(**arrays)
-    tokens = int(document_lengths.sum())
-    if len(plan.piece_start) != plan.row_offsets[-1] or int(plan.piece_length.sum(dtype=np.int64)) != tokens:
+    if len(plan.piece_start) != plan.row_offsets[-1] or int(plan.piece_length.sum(dtype=np.int64)) != num_tokens:
         raise ValueError(f"{folder} does not hold a plan of these shards")
     return plan
 

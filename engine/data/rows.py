@@ -94,8 +94,10 @@ class RowReader:
             plan_folders: where the plan may be kept, best first.
         """
         self._tokens = TokenReader(manifest)
-        lengths = self._tokens.document_lengths()
-        self.plan: RowPlan = cached_row_plan(plan_folders, manifest.digest, lengths, seq_length, layout)
+        num_tokens = sum(shard.num_tokens for shard in manifest.shards)
+        self.plan: RowPlan = cached_row_plan(
+            plan_folders, manifest.digest, num_tokens, self._tokens.document_lengths, seq_length, layout
+        )
         if not self.plan.num_rows:
             raise ValueError(f"{manifest.folder} holds no documents to train on")
         self._seed = seed

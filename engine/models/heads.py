@@ -29,7 +29,8 @@ class MaskedLMHead(nn.Module):
     def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
         """Predict tokens: hidden [M, D] and the word embedding [Vp, D] to logits [M, Vp], -inf for padding."""
         hidden = self.norm(self.activation(self.dense(hidden)))  # [M, D]
-        return F.linear(hidden, word_embedding, self.bias + self.padding_bias)
+        bias = self.bias + self.padding_bias.to(self.bias.dtype)  # DeepSpeed keeps buffers in fp32
+        return F.linear(hidden, word_embedding, bias)
 
 
 class CausalLMHead(nn.Module):
@@ -43,7 +44,7 @@ class CausalLMHead(nn.Module):
 
     def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
         """Predict tokens: hidden [M, D] and the word embedding [Vp, D] to logits [M, Vp], -inf for padding."""
-        return F.linear(hidden, word_embedding, self.padding_bias)
+        return F.linear(hidden, word_embedding, self.padding_bias.to(word_embedding.dtype))
 
 
 class SequenceClassificationHead(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch.nn.functional as F  # noqa: N812
@@ -35,9 +35,11 @@ class Vocabulary:
     continuation: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class LossTerm:
+class LossTerm(NamedTuple):
     """One term of a loss: its sum over the targets of a batch, how many they are, and its weight in the whole.
+
+    A tuple, because DeepSpeed looks for tensors in the tuples and dicts that a forward returns: what it does not find
+    it does not prepare for the backward pass, and accumulated bf16 gradients would be wrong.
 
     Attributes:
         loss_sum: scalar fp32 tensor.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -61,10 +62,10 @@ def init_distributed() -> torch.device:
     _quieten()
     import deepspeed
 
-    if not on_gpu:
-        deepspeed.comm.torch.build_shm_op = lambda: None
     if on_gpu:
         torch.cuda.set_device(local_rank())
+    else:  # deepspeed.comm.torch as an attribute is torch itself
+        importlib.import_module("deepspeed.comm.torch").__dict__["build_shm_op"] = lambda: None
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo", verbose=False, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT
     )
