@@ -163,11 +163,11 @@ def build_rules(arch: ArchConfig, prefix: str) -> list[Rule]:
 
 
 def split_to_theirs(ours: Tensor, change: str, arch: ArchConfig) -> list[Tensor]:
-    """Make their tensors of one of ours; none shares memory with another."""
+    """Make their tensors of one of ours; they may share its memory, but no two overlap."""
     if change == ROWS:
         return [ours[: arch.vocab_size]]
     if change == STACKED:
-        return [part.clone() for part in ours.chunk(3)]
+        return list(ours.chunk(3))
     if change == TRANSPOSED and ours.dim() == 2:
         return [ours.T.contiguous()]
     return [ours]

@@ -39,7 +39,7 @@ def write_model_folder(
     Args:
         folder: made if missing.
         config: the content of config.json.
-        tensors: CPU tensors by name, none sharing memory with another.
+        tensors: CPU tensors by name, no two overlapping in memory.
         tokenizer_folder: whose tokenizer files are copied; None for a model without.
 
     Raises:

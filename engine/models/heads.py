@@ -29,7 +29,7 @@ class MaskedLMHead(nn.Module):
     def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
         """Predict tokens: hidden [M, D] and the word embedding [Vp, D] to logits [M, Vp], -inf for padding."""
         hidden = self.norm(self.activation(self.dense(hidden)))  # [M, D]
-        bias = self.bias + self.padding_bias.to(self.bias.dtype)  # DeepSpeed keeps buffers in fp32
+        bias = self.bias + self.padding_bias.to(self.bias.dtype)  # [Vp]; DeepSpeed keeps buffers in fp32
         return F.linear(hidden, word_embedding, bias)
 
 

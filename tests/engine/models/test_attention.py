@@ -80,9 +80,10 @@ def test_causal_attention_does_not_see_later_tokens(dtype: torch.dtype) -> None:
     assert (before[4:7] != after[4:7]).flatten(1).any(1).all()
 
 
-def test_dropout_drops_attention_weights() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_attention_weights(dtype: torch.dtype) -> None:
     layout = PackedLayout.from_lengths((64,))
-    qkv = torch.ones(64, 3, 1, 8)
+    qkv = torch.ones(64, 3, 1, 8, dtype=dtype)
     context = run_attention(qkv, layout, False, 0.5)  # each weight is 0 or 2 / 64, each value 1
     assert abs(context.mean().item() - 1.0) < 0.1
     assert context.std() > 0.05

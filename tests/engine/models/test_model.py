@@ -101,6 +101,19 @@ def test_padding_of_the_vocabulary_gets_no_probability_and_no_gradient(arch: Arc
         assert parameter.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("arch", [BERT, GPT2], ids=["bert", "gpt2"])
+def test_padding_bias_may_stay_in_fp32(arch: ArchConfig) -> None:
+    """DeepSpeed moves the parameters to bf16 and leaves the buffers."""
+    model = build(arch)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    head = model.heads["lm" if arch.causal else "mlm"]
+    assert head.padding_bias.dtype == torch.float32
+    logits = head(torch.randn(3, 36, dtype=torch.bfloat16), model.word_embedding)
+    assert logits.dtype == torch.bfloat16
+    assert (logits[:, arch.vocab_size :] == -torch.inf).all()
+
+
 def test_padding_bias_is_not_saved_and_moves_with_the_model() -> None:
     head = CausalLMHead(BERT)
     assert not head.state_dict()
