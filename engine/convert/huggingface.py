@@ -91,7 +91,7 @@ def to_huggingface(
         arch: the architecture.
         heads: the head to take along: none, or one of mlm, lm, classification.
         special_ids: token ids by role, for config.json.
-        labels: names of the classes, for config.json.
+        labels: names of the classes, for config.json; None names them LABEL_0, LABEL_1 ... as transformers does.
 
     Returns:
         The content of config.json, and fp32 CPU tensors by their names, without vocabulary padding. Without a head a
@@ -102,19 +102,18 @@ def to_huggingface(
             ``labels`` do not fit the classifier.
     """
     model_type = huggingface_class(arch)
-    config = config_to_huggingface(arch, heads, special_ids, labels)
     taken = ("encoder.", *(f"heads.{head}." for head in heads))
     rules = [rule for rule in build_rules(arch, PREFIXES[model_type] if heads else "") if rule.ours.startswith(taken)]
-    missing = [rule.ours for rule in rules if rule.ours not in weights]
-    if missing:
-        raise ValueError(f"weights lack {len(missing)} tensors of {class_name(arch, heads)}: {first_of(missing)}")
+    name = class_name(arch, heads)
+    if missing := [rule.ours for rule in rules if rule.ours not in weights]:
+        raise ValueError(f"weights lack {len(missing)} tensors of {name}: {first_of(missing)}")
     if not heads:
         rules += [rule for rule in build_rules(arch, "") if ".pooler." in rule.ours and rule.ours in weights]
     tensors: dict[str, Tensor] = {}
     for rule in rules:
         ours = weights[rule.ours].detach().to("cpu", torch.float32)
         tensors.update(zip(rule.theirs, split_to_theirs(ours, rule.change, arch), strict=True))
-    check_labels(tensors, labels)
+    config = config_to_huggingface(arch, heads, special_ids, class_labels(tensors, labels))
     return config, tensors
 
 
@@ -221,11 +220,15 @@ def check_tied(tensors: Mapping[str, Tensor], tied: Sequence[tuple[str, str]], p
     return set(seconds)
 
 
-def check_labels(tensors: Mapping[str, Tensor], labels: Sequence[str] | None) -> None:
-    """Refuse names of classes that are not as many as the classifier's rows."""
+def class_labels(tensors: Mapping[str, Tensor], labels: Sequence[str] | None) -> Sequence[str] | None:
+    """Name the rows of the classifier, None where there is none; refuse names that are not as many."""
     for name in ("classifier.weight", "score.weight"):
-        if labels is not None and name in tensors and tensors[name].shape[0] != len(labels):
-            raise ValueError(f"{len(labels)} labels are given, but the classifier has {tensors[name].shape[0]}")
+        if name in tensors:
+            num_labels = tensors[name].shape[0]
+            if labels is not None and len(labels) != num_labels:
+                raise ValueError(f"{len(labels)} labels are given, but the classifier has {num_labels}")
+            return labels or [f"LABEL_{index}" for index in range(num_labels)]
+    return None
 
 
 def first_of(names: Sequence[str]) -> str:

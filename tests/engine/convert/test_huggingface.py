@@ -224,6 +224,8 @@ def test_weights_come_back_bit_equal(arch: ArchConfig, head: str) -> None:
     weights = build_ours(arch, head).state_dict()
     config, tensors = to_huggingface(weights, arch, [head], SPECIAL_IDS)
     assert arch_from_huggingface(config) == arch
+    labels = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"} if head == "classification" else None
+    assert config.get("id2label") == labels
     back = from_huggingface(tensors, arch)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
