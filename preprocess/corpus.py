@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from preprocess.layout import BYTE_ORDER_MARK, DOCUMENT_PER_LINE, detect_layout
+from preprocess.layout import BYTE_ORDER_MARK, DOCUMENT_PER_LINE, describe_layouts, detect_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def open_corpus(arguments: Sequence[str], layout: str = "auto") -> tuple[Corpus,
     corpus = Corpus(tuple(names), tuple(files))
     if not any(report.num_lines for report in reports):
         raise ValueError(f"the corpus is empty: no text in {', '.join(arguments)} ({len(files)} files)")
-    return corpus, [report.describe() for report in reports]
+    return corpus, describe_layouts(reports)
 
 
 def _unique_name(argument: str, taken: list[str]) -> str:

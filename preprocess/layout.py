@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -11,6 +12,7 @@ DOCUMENT_PER_LINE = "document_per_line"
 LAYOUTS = (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)
 
 SAMPLE_BYTES = 4 << 20
+MAX_DESCRIBED_FILES = 12
 MAX_LINES_PER_DOCUMENT = 2000  # more lines than this between blank lines: the blank lines are accidents
 CONTRADICTION_LINES = 2000  # so many lines without any blank line are not one document
 
@@ -39,15 +41,30 @@ class LayoutReport:
         """Documents in what was looked at."""
         return self.num_blocks if self.layout == SENTENCE_PER_LINE else self.num_lines
 
-    def describe(self) -> str:
-        """Return one line for the user."""
-        part = "" if self.sampled_bytes == self.num_bytes else f" in its first {self.sampled_bytes:,} bytes"
-        mean = self.num_lines / max(1, self.num_documents)
-        how = "as given" if self.given else "detected"
-        return (
-            f"{self.path}: {self.num_bytes:,} bytes, {self.layout} ({how}): {self.num_lines:,} lines, "
-            f"{self.num_documents:,} documents, {mean:.1f} lines per document{part}"
-        )
+
+def describe_layouts(reports: Sequence[LayoutReport]) -> list[str]:
+    """Return lines for the user: one a file, or one a layout where there are many files."""
+    if len(reports) <= MAX_DESCRIBED_FILES:
+        return [_describe(report.path, [report]) for report in reports]
+    lines = []
+    for layout in LAYOUTS:
+        alike = [report for report in reports if report.layout == layout]
+        if alike:
+            lines.append(_describe(f"{len(alike):,} files", alike))
+    return lines
+
+
+def _describe(what: str, reports: Sequence[LayoutReport]) -> str:
+    num_lines = sum(report.num_lines for report in reports)
+    num_documents = sum(report.num_documents for report in reports)
+    num_bytes = sum(report.num_bytes for report in reports)
+    sampled_bytes = sum(report.sampled_bytes for report in reports)
+    part = "" if sampled_bytes == num_bytes else f" in the {sampled_bytes:,} bytes looked at"
+    return (
+        f"{what}: {num_bytes:,} bytes, {reports[0].layout} ({'given' if reports[0].given else 'detected'}): "
+        f"{num_documents:,} documents, {num_lines:,} lines (sentences), {num_lines / max(1, num_documents):.1f} lines "
+        f"per document{part}"
+    )
 
 
 def detect_layout(path: str, layout: str = "auto") -> LayoutReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -12,4 +13,8 @@ from tqdm import tqdm
 def progress_bar(what: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
     """Show progress over bytes on a terminal; the value is called with each number of bytes done."""
     with tqdm(total=num_bytes, desc=what, unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
-        yield bar.update
+        yield lambda num_bytes: _advance(bar, num_bytes)
+
+
+def _advance(bar: tqdm[NoReturn], num_bytes: int) -> None:
+    bar.update(num_bytes)

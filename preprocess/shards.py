@@ -41,8 +41,8 @@ DTYPES = {
 class ShardArrays(NamedTuple):
     """The arrays of a shard.
 
-    tokens [T] uint16 or uint32; sentence_offsets [S + 1] and document_offsets [D + 1] int64, counting tokens, first 0 and
-    last T; document_source [D] uint16.
+    tokens [T] uint16 or uint32; sentence_offsets [S + 1] and document_offsets [D + 1] int64, counting tokens, first 0
+    and last T; document_source [D] uint16.
     """
 
     tokens: np.ndarray
@@ -88,7 +88,7 @@ def library_versions() -> dict[str, str]:
 def content_digest(arrays: ShardArrays) -> str:
     """Return the sha256 (hex) of the arrays: name, little-endian type, length and bytes of each, in format order."""
     digest = hashlib.sha256()
-    for name, array in zip(arrays._fields, arrays, strict=True):
+    for name, array in arrays._asdict().items():
         stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest.update(f"{name} {stored.dtype.str} {len(stored)}\n".encode())
         digest.update(stored.data)
@@ -99,7 +99,7 @@ def _file_image(arrays: ShardArrays, compression: str) -> bytes:
     filters = _filter_settings(compression)
     with h5py.File("shard", "w", driver="core", backing_store=False, libver=LIBRARY_VERSIONS) as file:
         file.attrs["format_version"] = np.int64(FORMAT_VERSION)
-        for name, array in zip(arrays._fields, arrays, strict=True):
+        for name, array in arrays._asdict().items():
             file.create_dataset(
                 name,
                 data=np.asarray(array, array.dtype.newbyteorder("<")),

@@ -16,8 +16,9 @@ def check_no_nul(path: str, begin: int, data: bytes) -> None:
     """Refuse data with a NUL byte; ``begin`` is its place in the file."""
     position = data.find(b"\0")
     if position >= 0:
+        offset = begin + position
         raise ValueError(
-            f"{path} is not text: NUL byte at offset {begin + position:,} (line {line_number(path, begin + position):,}); "
+            f"{path} is not text: NUL byte at offset {offset:,} (line {line_number(path, offset):,}); "
             f"the corpus must be UTF-8 text{_hint(path)}"
         )
 
@@ -28,8 +29,9 @@ def invalid_utf8(path: str, offset: int) -> ValueError:
         file.seek(offset)
         byte = file.read(1)
     return ValueError(
-        f"{path} is not UTF-8: byte 0x{byte.hex()} at offset {offset:,} (line {line_number(path, offset):,}){_hint(path)}; "
-        "convert it, for example with `iconv -f ENCODING -t UTF-8`, or drop bad bytes with `iconv -c -t UTF-8`"
+        f"{path} is not UTF-8: byte 0x{byte.hex()} at offset {offset:,} (line {line_number(path, offset):,})"
+        f"{_hint(path)}; convert it, for example with `iconv -f ENCODING -t UTF-8`, or drop bad "
+        "bytes with `iconv -c -t UTF-8`"
     )
 
 

@@ -27,7 +27,7 @@ FALLBACK_ROLES = {"bos": "cls", "eos": "sep"}
 class Tokenizer:
     """A WordPiece tokenizer: text to ids without special tokens, and back.
 
-    A text that looks like a special token ("[MASK]") is text. Not thread-safe; picklable by ``save``, ``load_tokenizer``.
+    A text that looks like a special token ("[MASK]") is text. Not thread-safe.
 
     Attributes:
         type: "wordpiece".
@@ -74,7 +74,7 @@ class Tokenizer:
     @property
     def dtype(self) -> np.dtype:
         """Type of the ids: uint16 below 65,536 tokens, else uint32."""
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        return np.dtype(np.uint16 if self.vocab_size < 1 << 16 else np.uint32)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_file, check_shard, read_manifest
-from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME
+from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
 from preprocess.progress import progress_bar
 from preprocess.shards import ShardReader, content_digest
 
@@ -16,8 +16,8 @@ from preprocess.shards import ShardReader, content_digest
 def verify_folder(folder: Path | str) -> list[str]:
     """Return everything wrong with a shard folder, one text for each bad file; none if it is as it was written.
 
-    Checked: the manifests against their own digests; each file's size and sha256; each dataset read in full, its offsets
-    rising, its ids below the vocabulary's size, its content digest; that no file is missing or unknown.
+    Checked: the manifests against their own digests; each file's size and sha256; each dataset read in full, its
+    offsets rising, its ids below the vocabulary's size, its content digest; that no file is missing or unknown.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -30,7 +30,7 @@ def verify_folder(folder: Path | str) -> list[str]:
     except ValueError as error:
         problems.append(str(error))
     heldout = folder / HELDOUT_FOLDER
-    if heldout.exists() or (manifests and manifests[0].settings.get("heldout")):
+    if heldout.exists() or (manifests and _has_heldout(manifests[0])):
         try:
             manifests.append(read_manifest(heldout))
         except ValueError as error:
@@ -43,6 +43,11 @@ def verify_folder(folder: Path | str) -> list[str]:
             problems += _unknown_files(manifest)
     problems += _contradictions(manifests)
     return problems
+
+
+def _has_heldout(manifest: Manifest) -> bool:
+    """Whether a folder must hold a folder of held-out documents (which itself has no tokenizer files)."""
+    return bool(manifest.settings.get("heldout") and manifest.tokenizer.get("files"))
 
 
 def _verify_shards(manifest: Manifest, progress: Callable[[int], None]) -> Iterator[str]:
@@ -95,11 +100,10 @@ def _unknown_files(manifest: Manifest) -> Iterator[str]:
     }
     for path in sorted(manifest.folder.rglob("*")):
         name = path.relative_to(manifest.folder).as_posix()
-        if name.startswith(f"{HELDOUT_FOLDER}/") and (manifest.settings.get("heldout") and files):
+        if name.startswith(f"{HELDOUT_FOLDER}/") and _has_heldout(manifest):
             continue  # the held-out folder has its own manifest
-        if path.is_symlink() or not path.is_dir():
-            if name not in known:
-                yield f"{path} is not in the manifest; remove it, or give it a place outside the folder"
+        if (path.is_symlink() or not path.is_dir()) and name not in known:
+            yield f"{path} is not in the manifest; remove it, or give it a place outside the folder"
 
 
 def _contradictions(manifests: list[Manifest]) -> Iterator[str]:

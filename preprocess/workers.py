@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 STOP_SECONDS = 5.0
 
@@ -29,8 +29,8 @@ class Job(Protocol):
 def run_blocks(job: Job, num_blocks: int, num_workers: int, progress: Callable[[int], None]) -> list[Any]:
     """Run a job over all blocks and return the results in block order.
 
-    One worker, or one block, runs in this process. A worker's ValueError or OSError is raised here with its message, any
-    other failure as RuntimeError with its traceback; the other workers are stopped first.
+    One worker, or one block, runs in this process. A worker's ValueError or OSError is raised here with its message,
+    any other failure as RuntimeError with its traceback; the other workers are stopped first.
     """
     num_workers = min(num_workers, num_blocks)
     if num_workers <= 1:
@@ -59,8 +59,7 @@ def _messages(job: Job, num_blocks: int, num_workers: int) -> Iterator[tuple[str
                 sender.close()
                 workers[receiver] = process
         while workers:
-            for receiver in wait(list(workers)):
-                assert isinstance(receiver, Connection)
+            for receiver in cast("list[Connection]", wait(list(workers))):
                 message = _receive(receiver, workers[receiver])
                 if message[0] == "finished":
                     workers.pop(receiver).join()
@@ -120,7 +119,7 @@ def _work(job: Job, num_blocks: int, counter: Any, sender: Connection) -> None:
             sender.send(("done", (block, result)))
         sender.send(("finished", None))
     except OSError as error:
-        sender.send(("failed", OSError(error.errno, error.strerror or str(error)) if error.errno else error))
+        sender.send(("failed", error))
     except ValueError as error:
         sender.send(("failed", ValueError(str(error))))
     except Exception:

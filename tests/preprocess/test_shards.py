@@ -1,0 +1,196 @@
+"""The shard format: what is written is read back, and what is not a shard is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from preprocess.manifest import ShardEntry
+from preprocess.shards import COMPRESSIONS, ShardArrays, ShardReader, content_digest, write_shard
+
+
+def make_arrays(num_tokens: int = 200_003, dtype: type = np.uint16, seed: int = 0) -> ShardArrays:
+    """Return random tokens cut into random sentences and documents."""
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(0, 60_000, num_tokens).astype(dtype)
+    inner = np.unique(generator.integers(1, num_tokens, num_tokens // 20))
+    sentences = np.concatenate([[0], inner, [num_tokens]]).astype(np.int64)
+    documents = np.concatenate([[0], inner[::7], [num_tokens]]).astype(np.int64)
+    source = generator.integers(0, 3, len(documents) - 1).astype(np.uint16)
+    return ShardArrays(tokens, sentences, documents, source)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_round_trip(tmp_path: Path, compression: str, dtype: type) -> None:
+    arrays = make_arrays(dtype=dtype)
+    entry = write_shard(tmp_path / "shard-00000.h5", arrays, "0" * 64, compression)
+    assert entry.num_bytes == (tmp_path / "shard-00000.h5").stat().st_size
+    reader = ShardReader(tmp_path / entry.file, entry)
+    for name, expected in arrays._asdict().items():
+        found = reader.arrays()._asdict()[name]
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(reader.tokens(65_530, 131_077), arrays.tokens[65_530:131_077])
+    assert len(reader.tokens(5, 5)) == 0
+    assert content_digest(reader.arrays()) == entry.content_sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.h5"]
+    with pytest.raises(ValueError, match=r"tokens 0 to 200004 of 200003 were asked for"):
+        reader.tokens(0, 200_004)
+
+
+def test_layout_on_disk(tmp_path: Path) -> None:
+    write_shard(tmp_path / "x.h5", make_arrays(), "0" * 64, "zstd")
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert set(file) == {"tokens", "sentence_offsets", "document_offsets", "document_source"}
+        assert file["tokens"].chunks == (65_536,)
+        for dataset in file.values():
+            properties = dataset.id.get_create_plist()
+            assert [properties.get_filter(i)[0] for i in range(properties.get_nfilters())] == [32015, 3]
+            assert dataset.fletcher32 and not dataset.shuffle
+
+
+def test_same_arrays_same_bytes(tmp_path: Path) -> None:
+    for compression in COMPRESSIONS:
+        first = write_shard(tmp_path / "a.h5", make_arrays(), "0" * 64, compression)
+        second = write_shard(tmp_path / "b.h5", make_arrays(), "0" * 64, compression)
+        assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+        assert first.sha256 == second.sha256
+    assert content_digest(make_arrays()) != content_digest(make_arrays(dtype=np.uint32))
+
+
+def test_unknown_compression(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"compression is 'lz4'; allowed: zstd, gzip, none"):
+        write_shard(tmp_path / "x.h5", make_arrays(10), "0" * 64, "lz4")
+
+
+def test_smallest_shard(tmp_path: Path) -> None:
+    offsets = np.array([0, 1])
+    arrays = ShardArrays(np.array([7], np.uint16), offsets, offsets, np.zeros(1, np.uint16))
+    entry = write_shard(tmp_path / "x.h5", arrays, "0" * 64)
+    assert ShardReader(tmp_path / "x.h5", entry).tokens(0, 1).tolist() == [7]
+
+
+def _read_in_child(reader: ShardReader, queue: multiprocessing.Queue) -> None:
+    queue.put(reader.tokens(0, 1000).sum())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_open_reader_in_another_process(tmp_path: Path, method: str) -> None:
+    arrays = make_arrays()
+    entry = write_shard(tmp_path / "x.h5", arrays, "0" * 64)
+    reader = ShardReader(tmp_path / "x.h5", entry)
+    expected = reader.tokens(0, 1000).sum()  # open before the fork
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    children = [context.Process(target=_read_in_child, args=(reader, queue)) for _ in range(2)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=60) for _ in children] == [expected, expected]
+    for child in children:
+        child.join(60)
+    assert reader.tokens(0, 1000).sum() == expected
+    assert pickle.loads(pickle.dumps(reader)).tokens(0, 1000).sum() == expected
+    reader.close()
+    assert reader.tokens(0, 1000).sum() == expected
+
+
+def rewrite(path: Path, change: Callable[[h5py.File], None]) -> None:
+    """Change a shard in place with h5py."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def replace_dataset(name: str, **settings) -> Callable[[h5py.File], None]:
+    """Return a change that stores a dataset anew."""
+
+    def change(file: h5py.File) -> None:
+        data = settings.pop("data", file[name][:])
+        del file[name]
+        file.create_dataset(name, data=data, **settings)
+
+    return change
+
+
+def replace_with_link(link: h5py.SoftLink | h5py.ExternalLink) -> Callable[[h5py.File], None]:
+    """Return a change that puts a link in the place of the tokens."""
+
+    def change(file: h5py.File) -> None:
+        file.move("tokens", "elsewhere")
+        del file["document_source"]
+        file["tokens"] = link
+        file.move("elsewhere", "document_source")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.attrs.modify("format_version", 99), "format version 99, and this program reads 1"),
+        (lambda file: file.attrs.clear(), "format version None"),
+        (lambda file: file.__delitem__("tokens"), "a shard holds exactly"),
+        (lambda file: file.create_group("more"), "a shard holds exactly"),
+        (replace_with_link(h5py.SoftLink("/document_source")), "tokens is a link to elsewhere"),
+        (replace_with_link(h5py.ExternalLink("/etc/passwd", "/x")), "tokens is a link to elsewhere"),
+        (replace_dataset("tokens", chunks=(100,), compression="lzf"), r"tokens uses the HDF5 filters \[32000\]"),
+        (replace_dataset("tokens", chunks=(100,), shuffle=True), r"tokens uses the HDF5 filters \[2\], allowed: zstd"),
+        (replace_dataset("tokens"), "tokens is not stored in chunks within the file"),
+        (replace_dataset("tokens", data=np.zeros(5, "<i8"), chunks=(5,)), "tokens has type int64, allowed: <u2, <u4"),
+        (replace_dataset("tokens", data=np.zeros(5, ">u2"), chunks=(5,)), "tokens has type >u2"),
+        (replace_dataset("tokens", data=np.zeros((5, 2), "<u2"), chunks=(5, 2)), "must have one dimension"),
+        (replace_dataset("tokens", data=np.zeros(5, "<u2"), chunks=(5,)), "5 elements, and the manifest says 5000"),
+        (replace_dataset("document_source", data=np.zeros(0, "<u2"), chunks=(5,), maxshape=(None,)), "0 elements"),
+    ],
+)
+def test_what_is_no_shard_is_refused(tmp_path: Path, change: Callable[[h5py.File], None], message: str) -> None:
+    entry = write_shard(tmp_path / "shard-00007.h5", make_arrays(5000), "0" * 64)
+    rewrite(tmp_path / entry.file, change)
+    with pytest.raises(ValueError, match=rf"shard-00007.h5.*{message}"):
+        ShardReader(tmp_path / entry.file, entry).tokens(0, 1)
+
+
+@pytest.mark.parametrize(
+    "bad", [[1, 5000], [0, 4999], [0, 3000, 2000, 5000], [0, 3000, 3000, 5000], [0, -1, 5000]], ids=str
+)
+def test_offsets_must_rise(tmp_path: Path, bad: list[int]) -> None:
+    entry = write_shard(tmp_path / "x.h5", make_arrays(5000), "0" * 64)
+    rewrite(tmp_path / "x.h5", replace_dataset("sentence_offsets", data=np.array(bad), chunks=(2,)))
+    reader = ShardReader(tmp_path / "x.h5", dataclasses.replace(entry, num_sentences=len(bad) - 1))
+    with pytest.raises(ValueError, match=r"x.h5 is damaged: sentence_offsets do not rise from 0 to the 5000 tokens"):
+        _ = reader.sentence_offsets
+
+
+def test_damaged_data_is_noticed_while_reading(tmp_path: Path) -> None:
+    entry = write_shard(tmp_path / "x.h5", make_arrays(50_000), "0" * 64, "none")
+    data = bytearray((tmp_path / "x.h5").read_bytes())
+    place = data.find(make_arrays(50_000).tokens[:100].tobytes())
+    data[place + 20] ^= 4
+    (tmp_path / "x.h5").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x.h5 is damaged: tokens cannot be read"):
+        ShardReader(tmp_path / "x.h5", entry).tokens(0, 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"", "no readable HDF5"), (b"text" * 100, "no readable HDF5"), (None, "is missing")]
+)
+def test_files_that_are_no_hdf5(tmp_path: Path, data: bytes | None, message: str) -> None:
+    if data is not None:
+        (tmp_path / "x.h5").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        ShardReader(tmp_path / "x.h5").tokens(0, 1)
+
+
+def test_cut_file_is_refused(tmp_path: Path) -> None:
+    entry: ShardEntry = write_shard(tmp_path / "x.h5", make_arrays(), "0" * 64)
+    data = (tmp_path / "x.h5").read_bytes()
+    (tmp_path / "x.h5").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"x.h5"):
+        ShardReader(tmp_path / "x.h5", entry).arrays()

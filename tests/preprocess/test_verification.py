@@ -1,0 +1,108 @@
+"""verify finds and names whatever differs from what was written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import preprocess.manifest as manifest_module
+from preprocess.manifest import read_manifest, write_manifest
+from preprocess.shards import ShardReader, write_shard
+from preprocess.verification import verify_folder
+
+
+def test_a_whole_folder(shard_folder: Path) -> None:
+    assert verify_folder(shard_folder) == []
+    assert verify_folder(shard_folder / "heldout") == []
+
+
+def test_every_flipped_bit_is_found_and_named(shard_folder: Path) -> None:
+    shard = sorted((shard_folder / "heldout").glob("*.h5"))[0]
+    files = [
+        (shard_folder / "shard-00000.h5", 40),
+        (shard, 20),
+        (shard_folder / "manifest.json", 20),
+        (shard_folder / "heldout" / "manifest.json", 20),
+        (shard_folder / "tokenizer" / "vocab.txt", 10),
+        (shard_folder / "tokenizer" / "tokenizer.json", 10),
+        (shard_folder / "tokenizer" / "tokenizer_config.json", 10),
+    ]
+    for path, num_flips in files:
+        data = path.read_bytes()
+        for position in np.linspace(0, len(data) - 1, num_flips).astype(int).tolist():
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << position % 8
+            path.write_bytes(damaged)
+            problems = verify_folder(shard_folder)
+            assert problems, (path, position)
+            assert str(path) in problems[0], (problems, path, position)
+        path.write_bytes(data)
+    assert verify_folder(shard_folder) == []
+
+
+def test_missing_and_unknown_files(shard_folder: Path) -> None:
+    (shard_folder / "shard-00001.h5").unlink()
+    (shard_folder / "tokenizer" / "vocab.txt").unlink()
+    (shard_folder / "heldout" / "manifest.json").unlink()
+    (shard_folder / "notes.txt").write_text("mine")
+    (shard_folder / "tokenizer" / "more.json").write_text("{}")
+    (shard_folder / "link.h5").symlink_to("shard-00000.h5")
+    problems = "\n".join(verify_folder(shard_folder))
+    for text in (
+        "shard-00001.h5 is missing",
+        "vocab.txt is missing",
+        "no manifest.json in",
+        "notes.txt is not in the manifest",
+        "more.json is not in the manifest",
+        "link.h5 is not in the manifest",
+    ):
+        assert text in problems
+    shutil.rmtree(shard_folder / "heldout")
+    assert any("heldout" in problem for problem in verify_folder(shard_folder))
+
+
+def test_all_bad_files_are_named(shard_folder: Path) -> None:
+    shards = sorted(shard_folder.glob("shard-*.h5"))
+    for path in shards[:3]:
+        path.write_bytes(path.read_bytes()[:-5])
+    problems = verify_folder(shard_folder)
+    assert [any(path.name in problem for problem in problems) for path in shards[:3]] == [True] * 3
+    assert len(problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.tokens.__setitem__(3, 9999), "token id 9999, and the vocabulary has"),
+        (lambda arrays: arrays.document_source.__setitem__(0, 50), "a document of source 50"),
+        (lambda arrays: arrays.document_offsets.__setitem__(1, 1), "a document that begins within a sentence"),
+    ],
+)
+def test_contents_that_contradict_the_manifest(shard_folder: Path, change, message: str) -> None:
+    """A file whose digests are right and whose content cannot be."""
+    manifest = read_manifest(shard_folder)
+    path = shard_folder / manifest.shards[0].file
+    arrays = ShardReader(path).arrays()
+    change(arrays)
+    manifest.shards[0] = write_shard(path, arrays, "0" * 64)
+    write_manifest(manifest, shard_folder)
+    problems = verify_folder(shard_folder)
+    assert len(problems) == 1
+    assert message in problems[0] and str(path) in problems[0]
+
+
+def test_a_foreign_heldout_folder(shard_folder: Path) -> None:
+    heldout = read_manifest(shard_folder / "heldout")
+    heldout.settings["input_sha256"] = "0" * 64
+    write_manifest(heldout, heldout.folder)
+    assert "belongs to other shards" in verify_folder(shard_folder)[0]
+
+
+def test_no_shard_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        verify_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=f"no {manifest_module.MANIFEST_NAME} in"):
+        verify_folder(tmp_path)
