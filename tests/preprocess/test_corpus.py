@@ -16,7 +16,25 @@ from preprocess.layout import DOCUMENT_PER_LINE, LAYOUTS, SENTENCE_PER_LINE
 from preprocess.tokenizer import Tokenizer
 
 MARK = b"\xef\xbb\xbf"
-PIECES = ["a", "bc", "é", "中", "😀", " ", "\t", "\r", "\n", "\n", "\n\n", "\r\n", "\r\n\r\n", "\n \n", "\x0b", "\u3000", "\x85"]
+PIECES = [
+    "a",
+    "bc",
+    "é",
+    "中",
+    "😀",
+    " ",
+    "\t",
+    "\r",
+    "\n",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\r\n\r\n",
+    "\n \n",
+    "\x0b",
+    "\u3000",
+    "\x85",
+]
 
 
 def split_documents(data: bytes, layout: str) -> list[tuple[int, list[bytes]]]:
@@ -43,9 +61,7 @@ def corpus_of(folder: Path, contents: list[tuple[bytes, str]]) -> Corpus:
         path = folder / f"{index}.txt"
         path.write_bytes(data)
         files.append(
-            InputFile(
-                path=str(path), name=path.name, source=index, start=start, num_bytes=len(data), layout=layout
-            )
+            InputFile(path=str(path), name=path.name, source=index, start=start, num_bytes=len(data), layout=layout)
         )
         start += len(data)
     return Corpus(tuple(file.name for file in files), tuple(files))
@@ -145,9 +161,7 @@ def test_held_out_documents_follow_their_bytes(tmp_path: Path, tokenizer: Tokeni
         for a, b in itertools.pairwise(encoded.heldout.arrays().document_offsets)
     }
     kept_arrays = encoded.kept.arrays()
-    kept_documents = {
-        kept_arrays.tokens[a:b].tobytes() for a, b in itertools.pairwise(kept_arrays.document_offsets)
-    }
+    kept_documents = {kept_arrays.tokens[a:b].tobytes() for a, b in itertools.pairwise(kept_arrays.document_offsets)}
     assert not held_documents & kept_documents
 
 
@@ -168,7 +182,11 @@ def test_inputs_are_found_in_order(tmp_path: Path) -> None:
     ("text", "layout", "told"),
     [
         ("one\ntwo\n\nthree\n", SENTENCE_PER_LINE, "2 documents, 3 lines (sentences), 1.5 lines per document"),
-        ("one\r\ntwo\r\n \t\r\nthree\r\n", SENTENCE_PER_LINE, "2 documents, 3 lines (sentences), 1.5 lines per document"),
+        (
+            "one\r\ntwo\r\n \t\r\nthree\r\n",
+            SENTENCE_PER_LINE,
+            "2 documents, 3 lines (sentences), 1.5 lines per document",
+        ),
         ("one\ntwo\nthree\n\n\n", DOCUMENT_PER_LINE, "3 documents, 3 lines (sentences), 1.0 lines per document"),
         ("one\n" * 5000 + "\none", DOCUMENT_PER_LINE, "5,001 documents, 5,001 lines (sentences)"),
         ("a single line", DOCUMENT_PER_LINE, "1 documents, 1 lines (sentences)"),
@@ -188,7 +206,9 @@ def test_many_files_are_summed_up(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_text("one\ntwo\n\nthree\n" if number % 3 else "one\ntwo\n")
     _, reports = open_corpus([str(tmp_path)])
     assert len(reports) == 2
-    assert reports[0].startswith("20 files: 300 bytes, sentence_per_line (detected): 40 documents, 60 lines (sentences)")
+    assert reports[0].startswith(
+        "20 files: 300 bytes, sentence_per_line (detected): 40 documents, 60 lines (sentences)"
+    )
     assert reports[1].startswith("10 files: 80 bytes, document_per_line (detected): 20 documents, 20 lines (sentences)")
 
 
@@ -242,9 +262,7 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("block_bytes", [3, 1 << 20])
-def test_text_that_is_none(
-    tmp_path: Path, tokenizer: Tokenizer, data: bytes, message: str, block_bytes: int
-) -> None:
+def test_text_that_is_none(tmp_path: Path, tokenizer: Tokenizer, data: bytes, message: str, block_bytes: int) -> None:
     corpus = corpus_of(tmp_path, [(b"the first file\n\nhas two\n", SENTENCE_PER_LINE), (data, SENTENCE_PER_LINE)])
     (tmp_path / "1.txt").rename(tmp_path / "x.txt")
     files = (corpus.files[0], InputFile(**{**vars(corpus.files[1]), "path": str(tmp_path / "x.txt")}))

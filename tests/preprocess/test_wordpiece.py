@@ -117,9 +117,7 @@ def test_equals_transformers_on_real_text(
     tokenizer = load_tokenizer(shared_data / "vocab" / vocabulary, lowercase)
     tokenizer.save(tmp_path)
     lines = (shared_data / corpus).read_text(encoding="utf-8")[:500_000].split("\n")
-    theirs = transformers.BertTokenizerFast(
-        vocab=str(shared_data / "vocab" / vocabulary), do_lower_case=lowercase
-    )
+    theirs = transformers.BertTokenizerFast(vocab=str(shared_data / "vocab" / vocabulary), do_lower_case=lowercase)
     saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids, counts = tokenizer.encode(lines)
     for oracle in (theirs, saved):
