@@ -10,7 +10,7 @@ if not __package__:  # run as a script, from a bare checkout too: engine/ itself
 
 from collections.abc import Sequence
 
-from engine.config.cli import parse_config, run_command
+from engine.config.cli import exit_process, parse_config, run_command
 from engine.config.pretrain import PretrainConfig
 
 
@@ -27,4 +27,4 @@ def _pretrain(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

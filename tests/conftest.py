@@ -6,10 +6,12 @@ With REQUIRE_ALL_TESTS=1 in the environment a skipped test fails, those marked g
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.launch import two_nodes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -28,6 +30,17 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the development data folder ../shared/data beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[two_nodes.TwoNodes]:
+    """Two hosts on this machine: `nodes.run(["--num_nodes", "2", script, ...], cwd=..., env=...)`."""
+    pytest.importorskip("deepspeed", reason="the launcher tests need deepspeed")
+    reason = two_nodes.missing()
+    if reason:
+        pytest.skip(reason)
+    with two_nodes.two_nodes(tmp_path_factory.mktemp("two-nodes")) as made:
+        yield made
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -129,6 +129,18 @@ def run_command(main: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def exit_process(code: int) -> NoReturn:
+    """End the process of an entry with exactly this exit code.
+
+    The threads of a process group that is torn down at interpreter exit can abort the process after all work was done.
+    """
+    if code == 0 and _ranks_have_met():
+        sys.modules["torch.distributed"].destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _ranks_have_met() -> bool:
