@@ -37,7 +37,7 @@ PRETRAIN_STEPS = 400
 SAVE_EVERY = 100
 KILL_AT_STEP = 150  # between two checkpoints: what came after the last one is lost and done again
 LEARNING_RATE = {"bert-tiny": 1e-3, "gpt2-tiny": 3e-3}  # a norm before each layer (GPT-2) bears more
-FINETUNE_STEPS = 160
+FINETUNE_EPOCHS = 8
 
 
 # --- the stages -----------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def finetune_command(model: Path, output: Path, num_ranks: int) -> list[str]:
         "dev_file": REVIEWS["dev"],
         "test_file": REVIEWS["test"],
         "output": output,
-        "train.steps": FINETUNE_STEPS,
+        "epochs": FINETUNE_EPOCHS,
         "train.batch_size": 32,
         "train.micro_batch_size": 16,
         "train.optimizer.lr": 5e-4,
