@@ -232,7 +232,7 @@ def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file matches the pattern .*\*\.md"):
         open_corpus([str(tmp_path / "*.md")])
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="the folder .*folder holds no file"):
+    with pytest.raises(ValueError, match=r"the folder .*folder holds no file"):
         open_corpus([str(tmp_path / "folder")])
     (tmp_path / "empty.txt").write_text(" \n\n")
     with pytest.raises(ValueError, match=r"the corpus is empty: no text in .*empty.txt"):

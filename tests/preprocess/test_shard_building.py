@@ -175,7 +175,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         corpus=["x"], tokenizer="y", output="z", workers=0, heldout=1.0, shard_bytes=1, layout="xml", compression="lz4"
     )
     with pytest.raises(
-        ValueError, match="workers is 0.*heldout is 1.0.*shard_bytes is 1.*'xml'; allowed.*'lz4'; allowed"
+        ValueError, match=r"workers is 0.*heldout is 1.0.*shard_bytes is 1.*'xml'; allowed.*'lz4'; allowed"
     ):
         build_shards(settings)
 
@@ -275,9 +275,9 @@ def test_stopping_leaves_no_process_and_no_half_file(
 def test_a_worker_that_dies(corpus_folder: Path, vocabulary_file: Path, tmp_path: Path) -> None:
     from preprocess.workers import run_blocks
 
-    with pytest.raises(RuntimeError, match="a worker process ended by signal 9; out of memory"):
+    with pytest.raises(RuntimeError, match=r"a worker process ended by signal 9; out of memory"):
         run_blocks(DyingJob(signal.SIGKILL), 10, 2, lambda _: None)
-    with pytest.raises(RuntimeError, match="a worker process failed:\n(.|\n)*KeyError: 'our own mistake'"):
+    with pytest.raises(RuntimeError, match=r"a worker process failed:\n(.|\n)*KeyError: 'our own mistake'"):
         run_blocks(DyingJob(None), 10, 2, lambda _: None)
     assert multiprocessing.active_children() == []
 
