@@ -115,7 +115,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
-    _required(parser, "--corpus", nargs="+", metavar="FILE", help=CORPUS_HELP)
+    _required(parser, "--corpus", nargs="+", action="extend", metavar="FILE", help=CORPUS_HELP)
     _required(parser, "--output", metavar="DIR", help="folder to write; transformers.AutoTokenizer loads it")
     parser.add_argument("--type", choices=["wordpiece"], default="wordpiece", help="kind of tokenizer")
     parser.add_argument("--vocab_size", type=_integer, default=30522, metavar="N", help="tokens, special ones included")
@@ -128,7 +128,7 @@ def _add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_shards_options(parser: argparse.ArgumentParser) -> None:
-    _required(parser, "--corpus", nargs="+", metavar="FILE", help=CORPUS_HELP)
+    _required(parser, "--corpus", nargs="+", action="extend", metavar="FILE", help=CORPUS_HELP)
     _required(parser, "--tokenizer", metavar="PATH", help="tokenizer folder, or a vocab.txt file")
     _required(parser, "--output", metavar="DIR", help="folder to write")
     parser.add_argument("--workers", type=_integer, default=_num_cores(), metavar="N", help="processes")

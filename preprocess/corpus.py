@@ -7,9 +7,11 @@ never spans files, lines end at b"\\n" only, and a line of nothing but ASCII whi
 
 from __future__ import annotations
 
+import bisect
 import glob
+import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -56,8 +58,11 @@ class Corpus:
     def block(self, index: int, block_bytes: int) -> Iterator[tuple[InputFile, int, bytes]]:
         """Yield (file, offset within the file, bytes) for each file that has documents beginning in a block."""
         first, last = index * block_bytes, (index + 1) * block_bytes
-        for file in self.files:
-            if file.start >= last or file.start + file.num_bytes <= first:
+        start_of = operator.attrgetter("start")
+        begin_file = max(0, bisect.bisect_right(self.files, first, key=start_of) - 1)
+        end_file = bisect.bisect_left(self.files, last, key=start_of)
+        for file in self.files[begin_file:end_file]:
+            if file.start + file.num_bytes <= first:
                 continue
             with open(file.path, "rb") as stream:
                 _check_size(file, stream)
@@ -131,12 +136,12 @@ def open_corpus(arguments: Sequence[str], layout: str = "auto") -> tuple[Corpus,
     Raises:
         ValueError: if a file is missing or unreadable, the input is empty, or a file contradicts ``layout``.
     """
-    names: list[str] = []
+    names: dict[str, None] = {}
     files: list[InputFile] = []
     reports = []
     start = 0
     for source, argument in enumerate(arguments):
-        names.append(_unique_name(argument, names))
+        names[_unique_name(argument, names)] = None
         for path, name in _expand(argument):
             detected = detect_layout(path, layout)
             reports.append(detected)
@@ -156,7 +161,7 @@ def open_corpus(arguments: Sequence[str], layout: str = "auto") -> tuple[Corpus,
     return corpus, describe_layouts(reports)
 
 
-def _unique_name(argument: str, taken: list[str]) -> str:
+def _unique_name(argument: str, taken: Container[str]) -> str:
     """Return the stem of a file or folder; of a pattern, its folder's name; -2, -3, ... make it unique."""
     path = Path(argument)
     while glob.has_magic(path.name) and not path.exists():
@@ -176,11 +181,12 @@ def _expand(argument: str) -> list[tuple[str, str]]:
         return _expand_path(argument)
     if not glob.has_magic(argument):
         raise ValueError(f"no such file or folder: {argument} (from --corpus; it is looked up in {os.getcwd()})")
-    matches = sorted(glob.glob(argument, recursive=True), key=os.fsencode)
-    found = [(path, os.path.relpath(path, _glob_root(argument))) for hit in matches for path, _ in _expand_path(hit)]
+    root = _glob_root(argument)
+    matches = glob.glob(argument, recursive=True)
+    found = [(path, os.path.relpath(path, root)) for hit in matches for path, _ in _expand_path(hit)]
     if not found:
         raise ValueError(f"no file matches the pattern {argument} (from --corpus; it is looked up in {os.getcwd()})")
-    return list(dict.fromkeys(found))
+    return sorted(set(found), key=lambda item: os.fsencode(item[0]))
 
 
 def _glob_root(pattern: str) -> str:
@@ -194,7 +200,12 @@ def _expand_path(path: str) -> list[tuple[str, str]]:
     if not os.path.isdir(path):
         return [(path, os.path.basename(path))]
     found = []
-    for folder, subfolders, names in os.walk(path, onerror=_raise_unreadable):
+    visited = set()
+    for folder, subfolders, names in os.walk(path, onerror=_raise_unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            raise ValueError(f"the folder {folder} is reached twice under {path}: symbolic links lead back to it")
+        visited.add(real)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
     if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ LAYOUTS = (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)
 
 SAMPLE_BYTES = 4 << 20
 MAX_DESCRIBED_FILES = 12
-MAX_LINES_PER_DOCUMENT = 2000  # more lines than this between blank lines: the blank lines are accidents
-CONTRADICTION_LINES = 2000  # so many lines without any blank line are not one document
+MAX_LINES_PER_DOCUMENT = 20_000  # more lines than this between blank lines: the blank lines are accidents
+MAX_LINES_WITHOUT_BLANK = 2000  # so many lines without any blank line are not one document
+MAX_LINES_PER_BLOCK = 500  # blocks of at most so many lines are documents, whatever the user says
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ def detect_layout(path: str, layout: str = "auto") -> LayoutReport:
         ValueError: if the file cannot be read, or is nothing like ``layout``.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(
+                f"cannot read {path}: it is no ordinary file (workers read parts of it); write it to a file"
+            )
         with open(path, "rb") as file:
             num_bytes = os.fstat(file.fileno()).st_size
             sample = file.read(SAMPLE_BYTES)
@@ -98,14 +104,14 @@ def detect_layout(path: str, layout: str = "auto") -> LayoutReport:
 
 
 def _check_given(path: str, layout: str, num_lines: int, num_blocks: int) -> None:
-    if layout == SENTENCE_PER_LINE and num_blocks <= 1 and num_lines > CONTRADICTION_LINES:
+    if layout == SENTENCE_PER_LINE and num_blocks <= 1 and num_lines > MAX_LINES_WITHOUT_BLANK:
         raise ValueError(
             f"--layout sentence_per_line does not fit {path}: its first {num_lines:,} lines have no blank line between "
             "them, so they would all be one document; give --layout document_per_line, or put blank lines between "
             "documents"
         )
     lines_per_block = num_lines / max(1, num_blocks)
-    if layout == DOCUMENT_PER_LINE and num_blocks > 1 and 1.5 <= lines_per_block <= MAX_LINES_PER_DOCUMENT:
+    if layout == DOCUMENT_PER_LINE and num_blocks > 1 and 1.5 <= lines_per_block <= MAX_LINES_PER_BLOCK:
         raise ValueError(
             f"--layout document_per_line does not fit {path}: blank lines separate {num_blocks:,} blocks of "
             f"{lines_per_block:.1f} lines on average, as in sentence_per_line; give --layout sentence_per_line, or "

@@ -76,7 +76,7 @@ class Manifest:
 
 
 def _payload(manifest: Manifest) -> dict[str, Any]:
-    fields = dataclasses.asdict(dataclasses.replace(manifest))
+    fields = dataclasses.asdict(manifest)
     del fields["folder"]
     return fields
 

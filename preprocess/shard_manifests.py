@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from preprocess.corpus import Corpus
+from preprocess.corpus import Corpus, InputFile
 from preprocess.files import sha256_of_file
 from preprocess.manifest import FORMAT_VERSION, Manifest, ShardEntry, Source, write_manifest
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
@@ -32,8 +32,10 @@ def joint_digest(digests: Sequence[str]) -> str:
 def describe_sources(corpus: Corpus, counts: Counter[tuple[int, str]]) -> list[Source]:
     """Return the manifest's sources; ``counts`` maps (source, "documents" | "sentences" | "tokens") to a number."""
     sources = []
-    for index, name in enumerate(corpus.source_names):
-        files = [file for file in corpus.files if file.source == index]
+    files_of: list[list[InputFile]] = [[] for _ in corpus.source_names]
+    for file in corpus.files:
+        files_of[file.source].append(file)
+    for index, (name, files) in enumerate(zip(corpus.source_names, files_of, strict=True)):
         layouts = sorted({file.layout for file in files})
         sources.append(
             Source(

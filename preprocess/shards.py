@@ -137,6 +137,7 @@ class _OpenShard:
 
     pid: int
     file: h5py.File
+    datasets: dict[str, h5py.Dataset]
 
 
 class ShardReader:
@@ -181,7 +182,7 @@ class ShardReader:
     @property
     def dtype(self) -> np.dtype:
         """Type of the token ids, uint16 or uint32."""
-        return self._file()["tokens"].dtype
+        return self._dataset("tokens").dtype
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Return the ids [stop - start] of a token range, uint16 or uint32.
@@ -205,11 +206,11 @@ class ShardReader:
         self._open = None
 
     def _length(self, name: str) -> int:
-        return int(self._file()[name].shape[0])
+        return int(self._dataset(name).shape[0])
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         try:
-            return self._file()[name][start:stop]
+            return self._dataset(name)[start:stop]
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"{self.path} is damaged: {name} cannot be read ({error}); copy or make it again"
@@ -221,10 +222,11 @@ class ShardReader:
             raise ValueError(f"{self.path} is damaged: {name} do not rise from 0 to the {self.num_tokens} tokens")
         return offsets
 
-    def _file(self) -> h5py.File:
+    def _dataset(self, name: str) -> h5py.Dataset:
         if self._open is None or self._open.pid != os.getpid():
-            self._open = _OpenShard(os.getpid(), self._open_checked())
-        return self._open.file
+            file = self._open_checked()
+            self._open = _OpenShard(os.getpid(), file, {name: file[name] for name in DTYPES})
+        return self._open.datasets[name]
 
     def _open_checked(self) -> h5py.File:
         if not self.path.is_file():
@@ -244,7 +246,7 @@ class ShardReader:
 def _check_file(file: h5py.File, path: Path, entry: ShardEntry | None) -> None:
     """Refuse whatever a shard of this format does not have, before any data is read."""
     version = file.attrs.get("format_version")
-    if version != FORMAT_VERSION:
+    if np.ndim(version) or version != FORMAT_VERSION:
         raise ValueError(f"{path} has shard format version {version}, and this program reads {FORMAT_VERSION}")
     names = set(file)
     if names != set(DTYPES):
@@ -264,6 +266,8 @@ def _check_dataset(dataset: h5py.Dataset, name: str, path: Path) -> None:
         raise ValueError(f"{path}: {name} has type {dataset.dtype}, allowed: {', '.join(DTYPES[name])}")
     if dataset.ndim != 1:
         raise ValueError(f"{path}: {name} has shape {dataset.shape}, and it must have one dimension")
+    if not dataset.shape[0]:
+        raise ValueError(f"{path}: {name} has 0 elements, and a shard has at least one document")
     properties = dataset.id.get_create_plist()
     if properties.get_layout() != h5py.h5d.CHUNKED or properties.get_external_count():
         raise ValueError(f"{path}: {name} is not stored in chunks within the file, as a shard's data is")

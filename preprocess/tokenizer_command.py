@@ -8,6 +8,7 @@ from pathlib import Path
 
 from preprocess.corpus import Corpus, open_corpus
 from preprocess.layout import BYTE_ORDER_MARK
+from preprocess.progress import progress_bar
 from preprocess.text_errors import check_no_nul, invalid_utf8
 from preprocess.tokenizer import TOKENIZER_FILES, Tokenizer, train_wordpiece
 
@@ -17,6 +18,7 @@ class CorpusLines:
     """The lines of a corpus that are not blank; can be iterated any number of times."""
 
     corpus: Corpus
+    progress: Callable[[int], None] = lambda _: None
 
     def __iter__(self) -> Iterator[str]:
         for file in self.corpus.files:
@@ -30,6 +32,7 @@ class CorpusLines:
                         mark = len(BYTE_ORDER_MARK) if position == 0 and line.startswith(BYTE_ORDER_MARK) else 0
                         raise invalid_utf8(file.path, position + mark + error.start) from None
                     position += len(line)
+                    self.progress(len(line))
                     if text.strip():
                         yield text
 
@@ -54,7 +57,8 @@ def train_tokenizer(
     opened, reports = open_corpus(corpus)
     for line in reports:
         say(line)
-    tokenizer = train_wordpiece(CorpusLines(opened), vocab_size, lowercase, min_frequency)
+    with progress_bar("reading twice", 2 * opened.num_bytes) as progress:
+        tokenizer = train_wordpiece(CorpusLines(opened, progress), vocab_size, lowercase, min_frequency)
     tokenizer.save(folder)
     say(f"{folder}: WordPiece, {tokenizer.vocab_size:,} tokens, {'lower-cased' if lowercase else 'cased'}")
     if tokenizer.vocab_size < vocab_size:

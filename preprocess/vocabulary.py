@@ -50,9 +50,11 @@ def read_tokenizer_files(path: Path, lowercase: bool | None = None) -> Tokenizer
         return _from_vocabulary_file(path, lowercase)
     config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
     if (path / "tokenizer.json").is_file():
-        return _from_tokenizer_json(path / "tokenizer.json", config)
+        return _agreeing(_from_tokenizer_json(path / "tokenizer.json", config), path, lowercase)
+    if (path / "vocab.txt").is_file() and "do_lower_case" in config:
+        return _agreeing(_from_vocabulary_and_config(path, config), path, lowercase)
     if (path / "vocab.txt").is_file():
-        return _from_vocabulary_and_config(path, config, lowercase)
+        return _from_vocabulary_file(path / "vocab.txt", lowercase)
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise ValueError(f"{path} holds no usable tokenizer (found {found}): needs a WordPiece tokenizer.json or vocab.txt")
 
@@ -131,9 +133,18 @@ def _from_vocabulary_file(path: Path, lowercase: bool | None) -> TokenizerFiles:
     )
 
 
-def _from_vocabulary_and_config(folder: Path, config: dict[str, Any], lowercase: bool | None) -> TokenizerFiles:
-    if "do_lower_case" not in config:
-        return _from_vocabulary_file(folder / "vocab.txt", lowercase)
+def _agreeing(files: TokenizerFiles, folder: Path, lowercase: bool | None) -> TokenizerFiles:
+    """Return ``files``, unless the user wants another case than they say."""
+    found = files.normalization.lowercase
+    if lowercase not in (None, found):
+        raise ValueError(
+            f"--lowercase {str(lowercase).lower()} contradicts {folder}, which says {str(found).lower()}; leave "
+            "it out, or give the vocab.txt alone"
+        )
+    return files
+
+
+def _from_vocabulary_and_config(folder: Path, config: dict[str, Any]) -> TokenizerFiles:
     normalization = Normalization(
         lowercase=config["do_lower_case"],
         strip_accents=config.get("strip_accents"),

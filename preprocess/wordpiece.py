@@ -29,7 +29,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class SpanCache(dict[str, int]):
-    """Span -> row of a growing ragged table of ids; rows of unseen spans are filled by ``flush``.
+    """Span -> row of a growing ragged table of ids; ``rows`` fills the rows of unseen spans.
 
     Long spans get a row but no key, so text without spaces cannot fill the memory with keys that never come again.
     """

@@ -74,7 +74,7 @@ def _messages(job: Job, num_blocks: int, num_workers: int) -> Iterator[tuple[str
 def _receive(receiver: Connection, process: BaseProcess) -> tuple[str, Any]:
     try:
         return receiver.recv()
-    except EOFError:
+    except (EOFError, OSError):
         process.join(STOP_SECONDS)
         code = process.exitcode
         reason = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
@@ -118,6 +118,8 @@ def _work(job: Job, num_blocks: int, counter: Any, sender: Connection) -> None:
             result = job.run(state, block, lambda num_bytes: sender.send(("progress", num_bytes)))
             sender.send(("done", (block, result)))
         sender.send(("finished", None))
+    except BrokenPipeError:  # the parent is gone
+        pass
     except OSError as error:
         sender.send(("failed", error))
     except ValueError as error:

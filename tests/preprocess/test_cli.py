@@ -111,6 +111,14 @@ def test_errors_are_one_line(tmp_path: Path, vocabulary_file: Path, capsys: pyte
     assert capsys.readouterr().err == f"error: Not a directory: {tmp_path / 'readonly' / 's'}\n"
 
 
+def test_corpus_may_be_given_in_parts(tmp_path: Path, vocabulary_file: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"the cat {name}\n")
+    arguments = ["shards", "--corpus", str(tmp_path / "a.txt"), "--corpus", str(tmp_path / "b.txt"), "--heldout", "0"]
+    assert main([*arguments, "--tokenizer", str(vocabulary_file), "--output", str(tmp_path / "s")]) == 0
+    assert [source.name for source in read_manifest(tmp_path / "s").sources] == ["a", "b"]
+
+
 def test_tokenizer_folders_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.txt").write_text("the cat and the cat\n")
     arguments = ["tokenizer", "--corpus", str(tmp_path / "x.txt"), "--vocab_size", "40", "--output"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,8 @@ def test_inputs_are_found_in_order(tmp_path: Path) -> None:
             "2 documents, 3 lines (sentences), 1.5 lines per document",
         ),
         ("one\ntwo\nthree\n\n\n", DOCUMENT_PER_LINE, "3 documents, 3 lines (sentences), 1.0 lines per document"),
-        ("one\n" * 5000 + "\none", DOCUMENT_PER_LINE, "5,001 documents, 5,001 lines (sentences)"),
+        ("one\n" * 50_000 + "\none", DOCUMENT_PER_LINE, "50,001 documents, 50,001 lines (sentences)"),
+        ("one\n" * 9000 + "\n" + "one\n" * 9000, SENTENCE_PER_LINE, "9000.0 lines per document"),
         ("a single line", DOCUMENT_PER_LINE, "1 documents, 1 lines (sentences)"),
     ],
 )
@@ -224,6 +226,8 @@ def test_layout_that_contradicts_the_file(tmp_path: Path) -> None:
     one = tmp_path / "one.txt"
     one.write_text("one\ntwo\n")
     assert open_corpus([str(one)], SENTENCE_PER_LINE)[0].files[0].layout == SENTENCE_PER_LINE
+    one.write_text("one\n" * 9000 + "\n" + "one\n" * 9000)  # a blank line by accident: the user knows
+    assert open_corpus([str(one)], DOCUMENT_PER_LINE)[0].files[0].layout == DOCUMENT_PER_LINE
 
 
 def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
@@ -240,6 +244,21 @@ def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "broken.txt").symlink_to(tmp_path / "gone.txt")
     with pytest.raises(ValueError, match=r"cannot read .*broken.txt: No such file"):
         open_corpus([str(tmp_path)])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"cannot read .*pipe: it is no ordinary file"):
+        open_corpus([str(tmp_path / "pipe")])
+
+
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.txt").write_text("text\n")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "link").symlink_to(tmp_path / "data")
+    corpus, _ = open_corpus([str(tmp_path / "corpus")])
+    assert [file.name for file in corpus.files] == ["link/x.txt"]
+    (tmp_path / "data" / "back").symlink_to(tmp_path / "corpus")
+    with pytest.raises(ValueError, match=r"is reached twice under .*corpus: symbolic links lead back"):
+        open_corpus([str(tmp_path / "corpus")])
 
 
 def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def test_save_and_load_keep_the_digest(tmp_path: Path, vocabulary_file: Path) ->
         (tmp_path / "a" / "tokenizer.json").unlink()
         assert load_tokenizer(tmp_path / "a").digest == tokenizer.digest  # from vocab.txt and the settings
         assert load_tokenizer(tmp_path / "b" / "vocab.txt", lowercase).digest == tokenizer.digest
+        with pytest.raises(ValueError, match=r"--lowercase (true|false) contradicts .* which says"):
+            load_tokenizer(tmp_path / "b", not lowercase)
     other = load_tokenizer(vocabulary_file, True)
     assert other.digest != tokenizer.digest
 
