@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 
 class UsageError(ValueError):
@@ -25,6 +26,15 @@ class UsageError(ValueError):
 
 class SharedError(ValueError):
     """A user's mistake that every rank raises with the same text, so that rank 0 alone tells it."""
+
+
+def collect(problems: list[str], find: Callable[[], T]) -> T | None:
+    """The result of ``find``; the text of its ValueError goes to ``problems``, and the result is None."""
+    try:
+        return find()
+    except ValueError as error:
+        problems.append(str(error))
+        return None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -57,11 +67,21 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     for file in files:
         _refuse_unknown_keys(file, names)
     try:
-        parsed = parser.instantiate(parser.parse_args(list(argv)))
+        parsed = parser.instantiate(parser.parse_args(_with_values(argv, parser)))
     except Exception as error:  # jsonargparse raises several unrelated classes for a user's mistake
         raise UsageError(f"{_plain(error)} (see --help)") from None
     fields = vars(config_class).get("__dataclass_fields__", {})
     return config_class(**{name: parsed[name] for name in fields})
+
+
+def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """A switch without a value means true: ``--random_init`` is ``--random_init true``."""
+    actions = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
+    switches = {option for action in actions for option in action.option_strings}
+    result: list[str] = []
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+        result += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
+    return result
 
 
 def _refuse_unknown_options(argv: Sequence[str], names: set[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -20,9 +20,6 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a model on the first samples of a source; all ranks must call it.
 
-    Batch b runs on rank b mod ranks; every rank makes equally many forward calls, those without a batch left over
-    repeat the last one and count it as nothing.
-
     Args:
         model: with the weights in place; put into evaluation mode for the time of the call.
         objective: what is measured.
@@ -35,18 +32,12 @@ def evaluate(
         ``loss`` (the weighted mean over all targets), ``accuracy`` of each term that has one (``accuracy`` alone where
         there is one term), and ``num_targets``.
     """
-    total = min(num_samples or source.num_samples, source.num_samples)
-    num_batches = -(-total // batch_size)
-    rank, ranks = global_rank(), world_size()
     sums: dict[str, list[float]] = {}
     weights: dict[str, float] = {}
     was_training = model.training
     model.eval()
-    for turn in range(-(-num_batches // ranks)):
-        number = min(turn * ranks + rank, num_batches - 1)
-        counts = turn * ranks + rank < num_batches
-        first = number * batch_size
-        batch = source.held_out(range(first, min(first + batch_size, total))).to(device)
+    for samples, counts in held_out_turns(source, num_samples, batch_size):
+        batch = source.held_out(samples).to(device)
         for name, term in objective.losses(model, batch, with_accuracy=True).items():
             correct = 0.0 if term.correct is None else float(term.correct)
             row = [float(term.loss_sum), term.count, correct] if counts else [0.0, 0, 0.0]
@@ -54,6 +45,20 @@ def evaluate(
             weights[name] = term.weight
     model.train(was_training)
     return _means(sums, weights, device)
+
+
+def held_out_turns(source: BatchSource, num_samples: int, batch_size: int) -> Iterator[tuple[range, bool]]:
+    """The samples of each forward call of this rank, and whether they count.
+
+    Batch b runs on rank b mod ranks; every rank makes equally many forward calls, those without a batch left over
+    repeat the last one and count it as nothing.
+    """
+    total = min(num_samples or source.num_samples, source.num_samples)
+    num_batches = -(-total // batch_size)
+    rank, ranks = global_rank(), world_size()
+    for turn in range(-(-num_batches // ranks)):
+        first = min(turn * ranks + rank, num_batches - 1) * batch_size
+        yield range(first, min(first + batch_size, total)), turn * ranks + rank < num_batches
 
 
 def _means(sums: dict[str, list[float]], weights: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,15 +19,13 @@ from preprocess.tokenizer import load_tokenizer
 FREE_FIELDS = ("hidden_dropout", "attention_dropout", "init_std")  # they decide no parameter and no forward pass in use
 
 
-@torch.no_grad()
-def load_initial_weights(model: Model, arch: ArchConfig, folder: Path, tokenizer_digest: str | None) -> None:
-    """Copy the weights of a Hugging Face folder into a model; heads that it lacks keep their first weights.
+def check_initial_weights(arch: ArchConfig, folder: Path, tokenizer_digest: str) -> None:
+    """Refuse a model folder that a run cannot start from, without reading its weights.
 
     Args:
-        model: built for ``arch``.
         arch: the run's architecture.
         folder: config.json, model.safetensors and the tokenizer.
-        tokenizer_digest: of the run's tokenizer; None where there is nothing to compare.
+        tokenizer_digest: of the run's tokenizer.
 
     Raises:
         ValueError: if the folder is of another architecture or of another tokenizer, or is no model folder.
@@ -43,16 +42,32 @@ def load_initial_weights(model: Model, arch: ArchConfig, folder: Path, tokenizer
             f"the model in {folder} has another architecture: {'; '.join(different)}. "
             f"Give --model {folder} to take its own"
         )
-    if tokenizer_digest is not None and load_tokenizer(folder).digest != tokenizer_digest:
+    if load_tokenizer(folder).digest != tokenizer_digest:
         raise ValueError(
             f"the model in {folder} was trained with another tokenizer than the shards; "
             f"prepare the shards with --tokenizer {folder}"
         )
+
+
+@torch.no_grad()
+def load_initial_weights(model: Model, arch: ArchConfig, folder: Path, without: Collection[str] = ()) -> None:
+    """Copy the weights of a Hugging Face folder into a model; heads that it lacks keep their first weights.
+
+    Args:
+        model: built for ``arch``.
+        arch: the run's architecture.
+        folder: of the same architecture.
+        without: names of parameters that keep their first weights, whatever the folder holds.
+
+    Raises:
+        ValueError: if the folder has no readable weights of this architecture.
+    """
+    _, tensors = read_model_folder(folder)
     weights = from_huggingface(tensors, arch)
     parameters = dict(model.named_parameters())
     for name, tensor in weights.items():
-        if name in parameters:
+        if name in parameters and name not in without:
             parameters[name].copy_(tensor)
-    absent = sorted(name for name in parameters if name not in weights)
+    absent = sorted(name for name in parameters if name not in weights or name in without)
     say(f"weights from {folder}" + (f"; first weights of their own: {', '.join(absent)}" if absent else ""))
     logging.getLogger(__name__).debug("unused: %s", sorted(set(weights) - set(parameters)))

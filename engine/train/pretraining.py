@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from engine.checkpoint.run_folder import RunFolder
 from engine.config.arch import ArchConfig
-from engine.config.cli import UsageError, nearest
+from engine.config.cli import UsageError, collect, nearest
 from engine.config.deepspeed_json import (
     DeepSpeedSettings,
     complete_deepspeed_config,
@@ -30,8 +29,8 @@ from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.registry import build_objective
 from engine.train.distributed import barrier, describe_device, global_rank, init_distributed, world_size
 from engine.train.evaluate import evaluate
-from engine.train.initial import load_initial_weights
-from engine.train.run import RunParts, run_training, versions
+from engine.train.initial import check_initial_weights, load_initial_weights
+from engine.train.run import RunParts, run_record, run_training
 from preprocess.manifest import Manifest, read_manifest
 from preprocess.tokenizer import Tokenizer, load_tokenizer
 
@@ -94,11 +93,11 @@ def resolve(config: PretrainConfig) -> Resolved:
     shape = BatchShape(config.train.batch_size, config.train.micro_batch_size, world_size())
     device = describe_device()
     problems = config.problems() + shape.problems()
-    tree = _collect(problems, lambda: read_deepspeed_json(config.ds_config))
+    tree = collect(problems, lambda: read_deepspeed_json(config.ds_config))
     if tree is not None:
         problems += deepspeed_problems(tree, config.ds_config, shape, device)
-    shards = _collect(problems, lambda: open_shards(config.data.shards))
-    found = _collect(problems, lambda: resolve_arch(config.model))
+    shards = collect(problems, lambda: open_shards(config.data.shards))
+    found = collect(problems, lambda: resolve_arch(config.model))
     objective_name = config.objective or (found[1] if found else OBJECTIVE_NAMES[0])
     if objective_name not in OBJECTIVE_NAMES:
         names = ", ".join(OBJECTIVE_NAMES)
@@ -108,23 +107,14 @@ def resolve(config: PretrainConfig) -> Resolved:
     arch = objective = None
     if shards and found:
         arch = _override(config, found[0], shards[2].vocab_size)
-        problems += _arch_problems(config, arch)
+        problems += _arch_problems(config, arch, shards[2])
     if arch and shards and objective_name in OBJECTIVE_NAMES:
         ready, vocabulary = arch, vocabulary_of(shards[2])
-        objective = _collect(problems, lambda: build_objective(objective_name, config, ready, vocabulary))
+        objective = collect(problems, lambda: build_objective(objective_name, config, ready, vocabulary))
     if problems or not (tree is not None and shards and arch and objective):
         raise UsageError("\n".join(dict.fromkeys(problems)))
     settings = complete_deepspeed_config(tree, shape, device)
     return Resolved(config, arch, objective, settings, shape, *shards)
-
-
-def _collect(problems: list[str], find: Any) -> Any:
-    """The result of ``find``; its ValueError goes to ``problems``."""
-    try:
-        return find()
-    except ValueError as error:
-        problems.append(str(error))
-        return None
 
 
 def open_shards(path: str) -> tuple[Manifest, Manifest | None, Tokenizer]:
@@ -177,14 +167,17 @@ def _override(config: PretrainConfig, found: dict[str, Any], vocab_size: int) ->
     return ArchConfig(**{**found, **given, "vocab_size": vocab_size})
 
 
-def _arch_problems(config: PretrainConfig, arch: ArchConfig) -> list[str]:
+def _arch_problems(config: PretrainConfig, arch: ArchConfig, tokenizer: Tokenizer) -> list[str]:
     problems = arch.problems()
+    if config.init_from:
+        folder = Path(config.init_from)
+        collect(problems, lambda: check_initial_weights(arch, folder, tokenizer.digest))
     if config.data.seq_length > arch.max_positions:
         problems.append(
             f"data.seq_length ({config.data.seq_length}) is above arch.max_positions ({arch.max_positions}); "
             f"shorten the rows or set --arch.max_positions {config.data.seq_length}"
         )
-    _collect(problems, lambda: huggingface_class(arch))
+    collect(problems, lambda: huggingface_class(arch))
     return problems
 
 
@@ -211,7 +204,7 @@ def initial_model(resolved: Resolved, fresh: bool) -> Model:
     objective = resolved.objective
     model = build_model(resolved.arch, {objective.name: objective.make_head(resolved.arch)}, resolved.config.seed)
     if fresh and resolved.config.init_from:
-        load_initial_weights(model, resolved.arch, Path(resolved.config.init_from), resolved.tokenizer.digest)
+        load_initial_weights(model, resolved.arch, Path(resolved.config.init_from))
     return model
 
 
@@ -225,18 +218,9 @@ def export(resolved: Resolved, folder: Path, weights: dict[str, Tensor]) -> None
 def resolved_tree(resolved: Resolved) -> dict[str, Any]:
     """All settings of a run as a JSON tree; what identifies data and tokenizer is in it by digest."""
     tree = asdict(resolved.config)
-    deepspeed = resolved.settings.config
     tree["arch"] = {field.name: getattr(resolved.arch, field.name) for field in fields(resolved.arch)}
     tree["objective"] = resolved.objective.name
     tree["data"]["manifest_digest"] = resolved.manifest.digest
     tree["data"]["tokenizer_digest"] = resolved.tokenizer.digest
     tree.pop("model")  # the architecture says it
-    return {
-        **tree,
-        "precision": resolved.settings.precision,
-        "gradient_clipping": deepspeed.get("gradient_clipping", 0.0),
-        "world_size": resolved.shape.world_size,
-        "deepspeed": deepspeed,
-        "versions": versions(),
-        "torch_threads": torch.get_num_threads(),
-    }
+    return {**tree, **run_record(resolved.settings, resolved.shape)}

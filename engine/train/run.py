@@ -42,6 +42,7 @@ class RunParts:
         build: makes the model with its first weights; called where the run begins and where it goes on.
         export: writes weights as a model folder.
         evaluator: makes the function that computes an evaluation line from a model; None without held-out data.
+        conclude: called by all ranks with the model of the last step, before the run counts as finished.
     """
 
     train: TrainConfig
@@ -55,6 +56,7 @@ class RunParts:
     build: Callable[[bool], Model]
     export: ModelExporter
     evaluator: Callable[[Model], dict[str, float]] | None = None
+    conclude: Callable[[Model], None] | None = None
 
 
 def run_training(parts: RunParts) -> RunFolder:
@@ -84,6 +86,8 @@ def run_training(parts: RunParts) -> RunFolder:
     if resuming:
         say(f"going on from step {manifest.step} of {parts.train.steps} ({folder})")
     _trainer(parts, engine, writer, TrainerState.from_manifest(manifest)).train()
+    if parts.conclude is not None:
+        parts.conclude(engine.model)
     barrier()
     if global_rank() == 0:
         run.finish()
@@ -126,6 +130,18 @@ def _trainer(parts: RunParts, engine: ZeroEngine, writer: CheckpointWriter, stat
         seed=parts.seed,
         evaluate=None if evaluator is None else lambda: evaluator(engine.model),
     )
+
+
+def run_record(settings: DeepSpeedSettings, shape: BatchShape) -> dict[str, Any]:
+    """What is recorded of every run beside its own settings: how it is computed, and by what."""
+    return {
+        "precision": settings.precision,
+        "gradient_clipping": settings.config.get("gradient_clipping", 0.0),
+        "world_size": shape.world_size,
+        "deepspeed": settings.config,
+        "versions": versions(),
+        "torch_threads": torch.get_num_threads(),
+    }
 
 
 def versions() -> dict[str, str]:
