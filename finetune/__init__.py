@@ -1,0 +1,1 @@
+"""Fine-tune pretrained models on labelled text, and predict with them."""

@@ -1,0 +1,183 @@
+"""From a fine-tuning configuration to the parts of a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.run_folder import RunFolder, write_text
+from engine.config.arch import ArchConfig
+from engine.config.cli import UsageError, collect
+from engine.config.deepspeed_json import (
+    DeepSpeedSettings,
+    complete_deepspeed_config,
+    deepspeed_problems,
+    read_deepspeed_json,
+)
+from engine.config.train import BatchShape
+from engine.convert.configs import read_json
+from engine.models.model import Model, build_model
+from engine.train.distributed import describe_device, global_rank, init_distributed, world_size
+from engine.train.initial import load_initial_weights
+from engine.train.metrics import say
+from engine.train.run import RunParts, run_record, run_training
+from finetune.config import FinetuneConfig
+from finetune.evaluation import evaluate
+from finetune.labelled import read_labelled_files
+from finetune.model_folder import find_model_folder, labels_of, read_architecture, write_finetuned_model
+from finetune.sequences import SequenceBuilder
+from finetune.source import Examples, ExampleSource
+from finetune.tasks.base import Task
+from preprocess.tokenizer import load_tokenizer
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration whose parts were found and fit together.
+
+    Attributes:
+        config: with the run folder and what follows from the epochs filled in.
+        folder: the model folder.
+        files: the examples of train, dev and, where there is one, test.
+        notes: what a user should know of the files.
+    """
+
+    config: FinetuneConfig
+    folder: Path
+    arch: ArchConfig
+    builder: SequenceBuilder
+    task: Task
+    files: dict[str, Examples]
+    settings: DeepSpeedSettings
+    shape: BatchShape
+    notes: tuple[str, ...]
+
+
+def finetune(config: FinetuneConfig) -> RunFolder:
+    """Fine-tune, evaluate and write results.json; returns the finished run's folder.
+
+    Raises:
+        ValueError: all problems of the configuration at once, before any work.
+    """
+    begun = time.perf_counter()
+    resolved = resolve(config)
+    device = init_distributed()
+    for note in resolved.notes:
+        say(f"note: {note}")
+    train, task, builder = resolved.config.train, resolved.task, resolved.builder
+    sources = {name: ExampleSource(task, builder, file, config.seed) for name, file in resolved.files.items()}
+
+    def evaluate_dev(model: Model) -> dict[str, float]:
+        figures = evaluate(model, sources["dev"], train.eval_rows, train.micro_batch_size, device)
+        return {f"heldout_{name}": value for name, value in figures.items()}
+
+    def conclude(model: Model) -> None:
+        figures: dict[str, float] = {}
+        for name in [name for name in sources if name != "train"]:  # in the same order on all ranks
+            found = evaluate(model, sources[name], 0, train.micro_batch_size, device)
+            figures |= {f"{name}_{figure}": value for figure, value in found.items()}
+        write_results(resolved, figures, time.perf_counter() - begun)
+
+    return run_training(
+        RunParts(
+            train=train,
+            settings=resolved.settings,
+            shape=resolved.shape,
+            arch=resolved.arch,
+            seed=config.seed,
+            resolved=resolved_tree(resolved),
+            objective=task,
+            source=sources["train"],
+            build=partial(initial_model, resolved),
+            export=lambda folder, weights: write_finetuned_model(
+                folder, weights, resolved.arch, task, builder, resolved.folder
+            ),
+            evaluator=evaluate_dev,
+            conclude=conclude,
+        )
+    )
+
+
+def resolve(config: FinetuneConfig) -> Resolved:
+    """Find and check everything that the settings name; UsageError lists all that is wrong."""
+    shape = BatchShape(config.train.batch_size, config.train.micro_batch_size, world_size())
+    device = describe_device()
+    problems = config.problems() + shape.problems()
+    tree = collect(problems, lambda: read_deepspeed_json(config.ds_config))
+    if tree is not None:
+        problems += deepspeed_problems(tree, config.ds_config, shape, device)
+    model = collect(problems, lambda: open_model(config))
+    task, files = read_labelled_files(config, problems)
+    if problems or not (tree is not None and model and task):
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    folder, arch, builder = model
+    examples = {name: file.examples(task, builder) for name, file in files.items()}
+    train = config.train.for_epochs(config.run_folder(), config.epochs, len(files["train"].rows))
+    notes = [note for file in files.values() for note in file.notes(task)]
+    for name, file in files.items():
+        if num_cut := examples[name].num_cut:
+            notes.append(
+                f"{file.table.path}: {num_cut:,} of {len(file.rows):,} examples cut to {config.max_length} tokens"
+            )
+    settings = complete_deepspeed_config(tree, shape, device)
+    return Resolved(replace(config, train=train), folder, arch, builder, task, examples, settings, shape, tuple(notes))
+
+
+def open_model(config: FinetuneConfig) -> tuple[Path, ArchConfig, SequenceBuilder]:
+    """Find the model folder and check that its parts fit together."""
+    folder = find_model_folder(config.model)
+    arch = read_architecture(folder)
+    return folder, arch, SequenceBuilder(load_tokenizer(folder), arch, config.max_length)
+
+
+def initial_model(resolved: Resolved, fresh: bool) -> Model:
+    """The model with its first weights: the folder's, and the head's own where the folder has none for these labels."""
+    arch, task = resolved.arch, resolved.task
+    model = build_model(arch, {task.name: task.make_head(arch)}, resolved.config.seed)
+    if fresh and not resolved.config.random_init:
+        same_labels = labels_of(read_json(resolved.folder / "config.json")) == list(task.labels)
+        head = [f"heads.{task.name}.{name}" for name, _ in model.heads[task.name].named_parameters()]
+        new = [] if same_labels else [name for name in head if ".pooler." not in name]
+        load_initial_weights(model, arch, resolved.folder, without=new)
+    return model
+
+
+def resolved_tree(resolved: Resolved) -> dict[str, Any]:
+    """All settings of a run as a JSON tree; what identifies data and tokenizer is in it by digest."""
+    tree = asdict(resolved.config)
+    del tree["output"], tree["epochs"]  # train.output and train.steps say it
+    tree["arch"] = asdict(resolved.arch)
+    tree["labels"] = list(resolved.task.labels)
+    tree["data"] = {
+        "train_digest": resolved.files["train"].digest(),
+        "tokenizer_digest": resolved.builder.tokenizer.digest,
+    }
+    return {**tree, **run_record(resolved.settings, resolved.shape)}
+
+
+def write_results(resolved: Resolved, figures: dict[str, float], seconds: float) -> None:
+    """Write results.json into the run folder and the log, from rank 0."""
+    say(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    if global_rank() != 0:
+        return
+    config = resolved.config
+    results = {
+        **figures,
+        "num_examples": {name: len(file.sequences) for name, file in resolved.files.items()},
+        "num_cut": {name: file.num_cut for name, file in resolved.files.items()},
+        "labels": list(resolved.task.labels),
+        "task": config.task,
+        "model": config.model,
+        "random_init": config.random_init,
+        "steps": config.train.steps,
+        "precision": resolved.settings.precision,
+        "seconds": round(seconds, 1),
+    }
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    write_text(Path(config.train.output) / RESULTS, text)

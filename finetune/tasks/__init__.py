@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: head, features, metric and decoding in one file each."""
