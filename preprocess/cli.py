@@ -43,7 +43,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 if verify found damage, 2 for an error the user can correct."""
+    """Run a command and return its exit code.
+
+    0 if all is well, 1 if verify found damage or a worker failed, 2 for an error that the user can correct.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(list(arguments))
     signal.signal(signal.SIGTERM, _terminate)

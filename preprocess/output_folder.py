@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from preprocess.files import TEMPORARY_SUFFIX, write_atomically
+from preprocess.files import TEMPORARY_SUFFIX
 from preprocess.manifest import MANIFEST_NAME
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -20,16 +24,19 @@ def shard_name(block: int) -> str:
     return f"shard-{block:05d}.h5"
 
 
-def take_over(folder: Path) -> bool:
-    """Make ``folder`` ready for a new run; return whether leftovers of an unfinished one were removed.
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Hold ``folder`` for a run; the value is whether leftovers of an unfinished one were removed.
+
+    Half-written files are removed in any case, and the mark of an unfinished run if no exception passes.
 
     Raises:
-        ValueError: if there is anything in it that no run of ours left there.
+        ValueError: if there is anything in it that no run of ours left there, or a run is at work there.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file; give a folder")
-    unfinished = (folder / UNFINISHED_NAME).is_file()
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    unfinished = (folder / UNFINISHED_NAME).is_file()
     foreign = [entry.name for entry in entries if not (unfinished and is_ours(entry.name))]
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
@@ -37,11 +44,30 @@ def take_over(folder: Path) -> bool:
             f"--output {folder} is not empty and has no {MANIFEST_NAME} (it holds {shown}); give a new or empty folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / UNFINISHED_NAME, b"shards are being written here; no manifest.json yet\n")
-    for entry in entries:
-        if entry.name != UNFINISHED_NAME:
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    return len(entries) > 1
+    with open(folder / UNFINISHED_NAME, "w", encoding="utf-8") as mark:
+        _lock(mark, folder)
+        mark.write(f"Shards are being written here, or their run was stopped: there is no {MANIFEST_NAME} yet.\n")
+        mark.flush()
+        leftovers = [entry for entry in entries if entry.name != UNFINISHED_NAME]
+        for entry in leftovers:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+        try:
+            yield bool(leftovers)
+        finally:
+            remove_temporary_files(folder)
+        finish(folder)
+
+
+def _lock(mark: TextIO, folder: Path) -> None:
+    """Keep other runs out of the folder while ``mark`` is open, where the file system has locks."""
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another run is writing to --output {folder} now; wait for it, or give another one") from None
+    except OSError:
+        pass
+    if (folder / MANIFEST_NAME).exists():
+        raise ValueError(f"another run has just finished --output {folder}; run the command again")
 
 
 def is_ours(name: str) -> bool:

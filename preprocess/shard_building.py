@@ -10,7 +10,7 @@ from pathlib import Path
 from preprocess.corpus import Corpus, open_corpus
 from preprocess.layout import LAYOUTS
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
-from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, finish, remove_temporary_files, take_over
+from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, claim
 from preprocess.progress import progress_bar
 from preprocess.recognition import recognise
 from preprocess.shard_job import BlockReport, ShardJob
@@ -81,14 +81,11 @@ def build_shards(settings: ShardSettings, say: Callable[[str], None] = print) ->
     job = ShardJob(corpus, output, settings.shard_bytes, settings.heldout, settings.compression)
     if (output / MANIFEST_NAME).is_file():
         return recognise(read_manifest(output), tokenizer, job, settings.workers, say)
-    if take_over(output):
-        say(f"{output}: removed what an unfinished run had left")
-    try:
+    with claim(output) as had_leftovers:
+        if had_leftovers:
+            say(f"{output}: removed what an unfinished run had left")
         blocks = _encode(job, tokenizer, settings.workers)
         manifest = write_manifests(job, tokenizer, blocks)
-    finally:
-        remove_temporary_files(output)
-    finish(output)
     for line in summary(manifest):
         say(line)
     return manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_file, check_shard, read_manifest
-from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
+from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME
 from preprocess.progress import progress_bar
 from preprocess.shards import ShardReader, content_digest
 
@@ -95,6 +95,7 @@ def _unknown_files(manifest: Manifest) -> Iterator[str]:
     files = manifest.tokenizer.get("files", {})
     known = {
         MANIFEST_NAME,
+        UNFINISHED_NAME,
         *(entry.file for entry in manifest.shards),
         *(f"{TOKENIZER_FOLDER}/{name}" for name in files),
     }

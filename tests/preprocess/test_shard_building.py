@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -152,6 +153,18 @@ def test_unfinished_run_is_made_again(shard_folder: Path, corpus_folder: Path, v
     (shard_folder / "mine.txt").write_text("")
     with pytest.raises(ValueError, match=r"it holds mine.txt"):
         run([corpus_folder], vocabulary_file, shard_folder)
+
+
+def test_two_runs_do_not_share_a_folder(shard_folder: Path, corpus_folder: Path, vocabulary_file: Path) -> None:
+    before = digests(shard_folder)
+    manifest = (shard_folder / "manifest.json").rename(shard_folder.parent / "manifest.json")
+    with open(shard_folder / "UNFINISHED", "w") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another run is writing to --output"):
+            run([corpus_folder], vocabulary_file, shard_folder)
+    (shard_folder / "UNFINISHED").unlink()
+    manifest.rename(shard_folder / "manifest.json")
+    assert digests(shard_folder) == before
 
 
 @pytest.mark.parametrize("workers", [1, 3])
