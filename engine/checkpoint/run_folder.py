@@ -82,6 +82,8 @@ class RunFolder:
                     f"train.output {self.path} holds files but no {CONFIG} of a run; choose another folder or empty it"
                 )
             return False
+        if not self.steps():  # it failed before its first checkpoint: nothing is lost by beginning again
+            return False
         try:
             earlier = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -93,7 +95,7 @@ class RunFolder:
                 "Choose another --train.output, or give the settings of that run to go on with it "
                 f"(these may change: {', '.join(MAY_CHANGE)})"
             )
-        return bool(self.steps())
+        return True
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved settings; the newest start's are kept."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -126,7 +127,10 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _plain(error: BaseException) -> str:
-    return str(error).strip() or type(error).__name__
+    """jsonargparse's message with the option's own name and without Python's words for types."""
+    text = str(error).strip() or type(error).__name__
+    text = re.sub(r'Parser key "([^"]+)":\s*', r"--\1: ", text)
+    return re.sub(r"Expected an? <class '(\w+)'>\. Got value: (.*)", r"expected \1, found \2", text)
 
 
 def run_command(main: Callable[[], int | None]) -> int:

@@ -149,7 +149,7 @@ def _precision_problems(tree: dict[str, Any], path: str, device: Device) -> list
         found.append(f"{path}: this GPU has no bf16; use the fp16 file of the same stage, such as ds_configs/fp16.json")
     if fp16 and stage == 0:
         found.append(
-            f"{path}: DeepSpeed does not scale the loss in fp16 at ZeRO stage 0; set stage 1 (ds_configs/fp16.json)"
+            f"{path}: fp16 needs ZeRO stage 1 or 2 (at 0 DeepSpeed does not scale the loss): ds_configs/fp16.json"
         )
     accumulation = tree.get("data_types", {}).get("grad_accum_dtype")
     if bf16 and stage == 0 and accumulation not in (None, "bf16"):

@@ -43,13 +43,13 @@ class LossTerm(NamedTuple):
 
     Attributes:
         loss_sum: scalar fp32 tensor.
-        count: number of targets, known on the host.
+        num_targets: how many they are, known on the host.
         weight: factor of the mean.
         correct: scalar tensor, targets predicted right; only where asked for.
     """
 
     loss_sum: Tensor
-    count: int
+    num_targets: int
     weight: float = 1.0
     correct: Tensor | None = None
 

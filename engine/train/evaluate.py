@@ -40,7 +40,7 @@ def evaluate(
         batch = source.held_out(samples).to(device)
         for name, term in objective.losses(model, batch, with_accuracy=True).items():
             correct = 0.0 if term.correct is None else float(term.correct)
-            row = [float(term.loss_sum), term.count, correct] if counts else [0.0, 0, 0.0]
+            row = [float(term.loss_sum), term.num_targets, correct] if counts else [0.0, 0, 0.0]
             sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0, 0.0]), row, strict=True)]
             weights[name] = term.weight
     model.train(was_training)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from engine.config.arch import ArchConfig
+from engine.convert.configs import read_json
 from engine.convert.huggingface import arch_from_huggingface, from_huggingface
 from engine.convert.model_folder import read_model_folder
 from engine.models.model import Model
@@ -20,7 +21,7 @@ FREE_FIELDS = ("hidden_dropout", "attention_dropout", "init_std")  # they decide
 
 
 def check_initial_weights(arch: ArchConfig, folder: Path, tokenizer_digest: str) -> None:
-    """Refuse a model folder that a run cannot start from, without reading its weights.
+    """Compare a model folder with a run, without reading its weights.
 
     Args:
         arch: the run's architecture.
@@ -30,8 +31,9 @@ def check_initial_weights(arch: ArchConfig, folder: Path, tokenizer_digest: str)
     Raises:
         ValueError: if the folder is of another architecture or of another tokenizer, or is no model folder.
     """
-    config, tensors = read_model_folder(folder)
-    theirs = arch_from_huggingface(config)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"init_from {folder} is no model folder: it has no config.json")
+    theirs = arch_from_huggingface(read_json(folder / "config.json"))
     different = [
         f"{field.name} {getattr(theirs, field.name)} there, {getattr(arch, field.name)} here"
         for field in fields(arch)
