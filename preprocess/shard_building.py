@@ -54,6 +54,8 @@ class ShardSettings:
             found.append(f"layout is {self.layout!r}; allowed: auto, {', '.join(LAYOUTS)}")
         if self.compression not in COMPRESSIONS:
             found.append(f"compression is {self.compression!r}; allowed: {', '.join(COMPRESSIONS)}")
+        if isinstance(self.corpus, str) or not self.corpus:
+            found.append(f"corpus is {self.corpus!r}: a list of at least one file, folder or pattern is needed")
         if len(self.corpus) > MAX_SOURCES:
             found.append(f"{len(self.corpus):,} --corpus arguments: at most {MAX_SOURCES:,} sources; give folders")
         return found

@@ -193,6 +193,12 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         build_shards(settings)
 
 
+@pytest.mark.parametrize("corpus", ["text.txt", []])
+def test_corpus_must_be_a_list(corpus) -> None:
+    with pytest.raises(ValueError, match="a list of at least one file, folder or pattern is needed"):
+        build_shards(ShardSettings(corpus=corpus, tokenizer="y", output="z"))
+
+
 def test_full_disk(corpus_folder: Path, vocabulary_file: Path, tmp_path: Path, monkeypatch) -> None:
     real = os.fsync
     calls = itertools.count()
