@@ -121,9 +121,9 @@ def resolve(config: FinetuneConfig) -> Resolved:
     train = config.train.for_epochs(config.run_folder(), config.epochs, len(files["train"].rows))
     notes = [note for file in files.values() for note in file.notes(task)]
     for name, file in files.items():
-        if num_cut := examples[name].num_cut:
+        if num_truncated := examples[name].num_truncated:
             notes.append(
-                f"{file.table.path}: {num_cut:,} of {len(file.rows):,} examples cut to {config.max_length} tokens"
+                f"{file.table.path}: {num_truncated:,} of {len(file.rows):,} examples cut to {config.max_length} tokens"
             )
     settings = complete_deepspeed_config(tree, shape, device)
     return Resolved(replace(config, train=train), folder, arch, builder, task, examples, settings, shape, tuple(notes))
@@ -170,7 +170,7 @@ def write_results(resolved: Resolved, figures: dict[str, float], seconds: float)
     results = {
         **figures,
         "num_examples": {name: len(file.sequences) for name, file in resolved.files.items()},
-        "num_cut": {name: file.num_cut for name, file in resolved.files.items()},
+        "num_truncated": {name: file.num_truncated for name, file in resolved.files.items()},
         "labels": list(resolved.task.labels),
         "task": config.task,
         "model": config.model,

@@ -27,8 +27,8 @@ class LabelledFile:
 
     def examples(self, task: Task, builder: SequenceBuilder) -> Examples:
         """Tokenize the texts."""
-        sequences, num_cut = build_sequences(builder, task, self.table, self.rows)
-        return Examples(sequences, self.targets, num_cut)
+        sequences, num_truncated = build_sequences(builder, task, self.table, self.rows)
+        return Examples(sequences, self.targets, num_truncated)
 
     def notes(self, task: Task) -> list[str]:
         """What a user should know of the file, in sentences for the log."""

@@ -25,6 +25,7 @@ from finetune.tasks.registry import TASKS
 from preprocess.tokenizer import load_tokenizer
 
 KEY = "finetuning"
+LAST_WEIGHTS = ("heads.classification.classifier.weight", "heads.classification.score.weight")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def write_finetuned_model(
 def load_finetuned_model(path: str) -> FinetunedModel:
     """Load a fine-tuned model onto the GPU, where there is one.
 
-    A classifier that another program made has no settings of ours: it takes one text, and its whole length.
+    A classifier that another program made lacks our settings: it takes one text of any length that the model allows.
 
     Args:
         path: model folder or run folder.
@@ -97,22 +98,22 @@ def load_finetuned_model(path: str) -> FinetunedModel:
     if settings["task"] not in TASKS:
         raise ValueError(f"{folder}: its task is {settings['task']!r}; this version has {', '.join(TASKS)}")
     weights = from_huggingface(tensors, arch)
-    task = TASKS[settings["task"]].from_settings(labels_of(config), settings)
+    task = TASKS[settings["task"]].from_settings(_labels(folder, config, weights), settings)
     model = build_model(arch, {task.name: task.make_head(arch)}, seed=0)
-    parameters = dict(model.named_parameters())
-    missing = sorted(name for name in parameters if name not in weights)
-    if missing:
-        raise ValueError(
-            f"{folder} is no classifier: {config.get('architectures', ['the model'])[0]} lacks {', '.join(missing)}; "
-            "finetune/run.py makes one of it"
-        )
-    for name, parameter in parameters.items():
-        if parameter.shape != weights[name].shape:
-            raise ValueError(
-                f"{folder}: {name} has the shape {list(weights[name].shape)}, but its config.json has "
-                f"{len(task.labels)} labels"
-            )
+    for name, parameter in model.named_parameters():
+        if name not in weights or weights[name].shape != parameter.shape:
+            found = f"the shape {list(weights[name].shape)}" if name in weights else "no such tensor"
+            raise ValueError(f"{folder}: {name} should have the shape {list(parameter.shape)}, but there is {found}")
         parameter.copy_(weights[name])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     builder = SequenceBuilder(load_tokenizer(folder), arch, int(settings["max_length"]))
     return FinetunedModel(model.to(device).eval(), task, builder, device)
+
+
+def _labels(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the classes; transformers leaves them out of config.json where they are LABEL_0 and so on."""
+    sizes = [len(weights[name]) for name in LAST_WEIGHTS if name in weights]
+    if not sizes or config.get("problem_type") not in (None, "single_label_classification"):
+        kind = config.get("problem_type") or ", ".join(config.get("architectures") or ["no classification head"])
+        raise ValueError(f"--model {folder} is no classifier ({kind}); finetune/run.py trains one from it")
+    return labels_of(config) or [f"LABEL_{number}" for number in range(sizes[0])]

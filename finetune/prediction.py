@@ -36,8 +36,8 @@ def predict_file(config: PredictConfig) -> None:
     if problems or not (model and table):
         raise UsageError("\n".join(problems))
     with replaced_file(Path(config.output)) as file, progress_bar("predict", os.path.getsize(config.input)) as advance:
-        num_lines, num_cut = write_predictions(model, table, config, file, advance)
-    cut = f" ({num_cut:,} of them cut to {model.builder.max_length} tokens)" if num_cut else ""
+        num_lines, num_truncated = write_predictions(model, table, config, file, advance)
+    cut = f" ({num_truncated:,} of them cut to {model.builder.max_length} tokens)" if num_truncated else ""
     print(f"{config.output}: {num_lines:,} predictions{cut}", file=sys.stderr)
 
 
@@ -58,14 +58,14 @@ def write_predictions(
     model: FinetunedModel, table: Table, config: PredictConfig, file: TextIO, advance: Callable[[int], None]
 ) -> tuple[int, int]:
     """Predict chunk by chunk; returns the number of lines, and how many had too long a text."""
-    num_lines = num_cut = 0
+    num_lines = num_truncated = 0
     write_line(file, model.task.answer_header(config.probabilities))
     for rows in chunks(table.rows(advance), CHUNK_LINES):
         sequences, cut = build_sequences(model.builder, model.task, table, rows)
         for cells in answers(model, sequences, config):
             write_line(file, cells)
-        num_lines, num_cut = num_lines + len(rows), num_cut + cut
-    return num_lines, num_cut
+        num_lines, num_truncated = num_lines + len(rows), num_truncated + cut
+    return num_lines, num_truncated
 
 
 def answers(model: FinetunedModel, sequences: Sequence[TokenSequence], config: PredictConfig) -> list[list[str]]:

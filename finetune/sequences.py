@@ -70,13 +70,13 @@ class SequenceBuilder:
         lengths_a = _lengths(first)
         lengths_b = np.zeros_like(lengths_a) if second is None else _lengths(second)
         budget = self.max_length - len(self._begin) - len(self._end) * (1 if second is None else 2)
-        kept_a, kept_b = cut_longest_first(lengths_a, lengths_b, budget)
+        kept_a, kept_b = truncate_longest_first(lengths_a, lengths_b, budget)
         parts_a = [ids[:kept] for ids, kept in zip(first, kept_a.tolist(), strict=True)]
-        num_cut = int((lengths_a + lengths_b > budget).sum())
+        num_truncated = int((lengths_a + lengths_b > budget).sum())
         if second is None:
-            return [self._join(ids, ()) for ids in parts_a], num_cut
+            return [self._join(ids, ()) for ids in parts_a], num_truncated
         parts_b = [ids[:kept] for ids, kept in zip(second, kept_b.tolist(), strict=True)]
-        return [self._join(a, (b, self._end)) for a, b in zip(parts_a, parts_b, strict=True)], num_cut
+        return [self._join(a, (b, self._end)) for a, b in zip(parts_a, parts_b, strict=True)], num_truncated
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         ids, counts = self.tokenizer.encode(texts)
@@ -99,7 +99,7 @@ def _lengths(texts: Sequence[Ids]) -> Int64:
     return np.fromiter(map(len, texts), np.int64, len(texts))
 
 
-def cut_longest_first(first: Int64, second: Int64, budget: int) -> tuple[Int64, Int64]:
+def truncate_longest_first(first: Int64, second: Int64, budget: int) -> tuple[Int64, Int64]:
     """Cut pairs as the `tokenizers` library does: the longer text down to the other's length, then both alike.
 
     Args:

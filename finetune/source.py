@@ -27,12 +27,12 @@ class Examples:
     Attributes:
         sequences: n token sequences.
         targets: [n] what the model should answer.
-        num_cut: how many were longer than the longest sequence allowed.
+        num_truncated: how many were longer than the longest sequence allowed.
     """
 
     sequences: list[TokenSequence]
     targets: Int64
-    num_cut: int
+    num_truncated: int
 
     def digest(self) -> str:
         """sha256 (hex) of all that a model learns from the file."""

@@ -98,7 +98,7 @@ def open_table(path: str, columns: Sequence[str] | None, needed: Sequence[str]) 
             raise ValueError(_no_column(path, missing, first, cells, needed))
     else:
         names = tuple(ALIASES.get(name, name) for name in columns)
-        if cells == list(columns):
+        if [ALIASES.get(cell, cell) for cell in cells] == list(names):
             raise ValueError(f"{path}: its first line names the columns ({', '.join(cells)}); leave out --columns")
         missing = [name for name in needed if name not in names]
         if missing:
