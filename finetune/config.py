@@ -1,4 +1,4 @@
-"""The whole configuration of a fine-tuning run."""
+"""The settings of fine-tuning and of prediction."""
 
 from __future__ import annotations
 
@@ -103,3 +103,28 @@ class FinetuneConfig:
         if self.output and self.train.output and self.output != self.train.output:
             found.append(f"--output {self.output} and --train.output {self.train.output} differ; give one of them")
         return found + self.train.problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Label the lines of a file.
+
+    Args:
+        model: folder of a fine-tuned model, or run folder of a fine-tuning.
+        input: tab-separated file with the column text_a and, for a model of pairs, text_b; others are left alone.
+        output: file to write: a first line with the names of the columns, then a line for each line of the input.
+        columns: names of the columns, for a file whose first line does not name them, such as text_a,text_b.
+        probabilities: write a column probability_LABEL for each class too.
+        batch_size: lines per forward pass.
+    """
+
+    model: str
+    input: str
+    output: str
+    columns: str | None = None
+    probabilities: bool = False
+    batch_size: int = 32
+
+    def problems(self) -> list[str]:
+        """Everything wrong with these settings that can be seen without reading a file."""
+        return [f"batch_size is {self.batch_size}; it must be at least 1"] if self.batch_size < 1 else []

@@ -20,6 +20,7 @@ from engine.config.deepspeed_json import (
 )
 from engine.config.train import BatchShape
 from engine.convert.configs import read_json
+from engine.convert.model_folder import find_weights
 from engine.models.model import Model, build_model
 from engine.train.distributed import describe_device, global_rank, init_distributed, world_size
 from engine.train.initial import load_initial_weights
@@ -132,6 +133,8 @@ def resolve(config: FinetuneConfig) -> Resolved:
 def open_model(config: FinetuneConfig) -> tuple[Path, ArchConfig, SequenceBuilder]:
     """Find the model folder and check that its parts fit together."""
     folder = find_model_folder(config.model)
+    if not config.random_init:
+        find_weights(folder)
     arch = read_architecture(folder)
     return folder, arch, SequenceBuilder(load_tokenizer(folder), arch, config.max_length)
 

@@ -13,8 +13,8 @@ from typing import TextIO
 import torch
 
 from engine.config.cli import UsageError, collect
+from finetune.config import PredictConfig
 from finetune.model_folder import FinetunedModel, load_finetuned_model
-from finetune.predict import PredictConfig
 from finetune.sequences import TokenSequence
 from finetune.source import build_sequences
 from finetune.tables import TEXT_A, Row, Table, open_table, parse_columns

@@ -71,10 +71,19 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     config = read_json(folder / "config.json")
-    if (folder / WEIGHTS).is_file():
-        return config, read_safetensors(folder / WEIGHTS)
-    if (folder / WEIGHTS_INDEX).is_file():
-        return config, read_sharded(folder)
+    weights = find_weights(folder)
+    return config, read_safetensors(weights) if weights.name == WEIGHTS else read_sharded(folder)
+
+
+def find_weights(folder: Path) -> Path:
+    """The file of a model folder that holds the weights, or the index of several files.
+
+    Raises:
+        ValueError: if there is neither; the text says what to do where the weights are a pickle.
+    """
+    for name in (WEIGHTS, WEIGHTS_INDEX):
+        if (folder / name).is_file():
+            return folder / name
     if pickles := sorted(path.name for path in folder.glob("pytorch_model*.bin")):
         raise ValueError(
             f"{folder}: the weights are a pickle ({pickles[0]}), which can run code when loaded, and are not read. "

@@ -81,6 +81,10 @@ def test_model_folders(fails, bert, tmp_path):
     text = fails("--model", folder("roberta", model_type="roberta"))
     assert "model_type is 'roberta': it must be one of bert, gpt2" in text and str(tmp_path / "roberta") in text
     assert "they do not belong together" in fails("--model", folder("small", vocab_size=20))
+    (folder("empty") / "model.safetensors").unlink()
+    assert f"{tmp_path / 'empty'}: no weights: neither model.safetensors nor" in fails("--model", tmp_path / "empty")
+    (tmp_path / "empty" / "pytorch_model.bin").touch()
+    assert "the weights are a pickle (pytorch_model.bin)" in fails("--model", tmp_path / "empty")
     bare = folder("bare")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (bare / name).unlink()
