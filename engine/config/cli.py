@@ -11,8 +11,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -71,8 +72,22 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
         parsed = parser.instantiate(parser.parse_args(_with_values(argv, parser)))
     except Exception as error:  # jsonargparse raises several unrelated classes for a user's mistake
         raise UsageError(f"{_plain(error)} (see --help)") from None
-    fields = vars(config_class).get("__dataclass_fields__", {})
-    return config_class(**{name: parsed[name] for name in fields})
+    config = config_class(**{field.name: parsed[field.name] for field in fields(cast(Any, config_class))})
+    if empty := _empty(config):
+        raise UsageError("\n".join(f"{name} has no value; give one or leave the setting out" for name in empty))
+    return config
+
+
+def _empty(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of settings that a YAML file leaves empty and that cannot be None; jsonargparse lets them pass."""
+    names = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            names += _empty(value, f"{prefix}{field.name}.")
+        elif value is None and "None" not in str(field.type):
+            names.append(prefix + field.name)
+    return names
 
 
 def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
@@ -80,7 +95,7 @@ def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     actions = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
     switches = {option for action in actions for option in action.option_strings}
     result: list[str] = []
-    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for argument, following in zip(argv, [*argv, "--"][1:], strict=True):
         result += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
     return result
 
@@ -110,9 +125,13 @@ def _refuse_unknown_keys(file: str, names: set[str]) -> None:
         raise UsageError(f"--config {file} is not a YAML file: {error}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"--config {file}: expected keys and values at the top, found {type(tree).__name__}")
-    unknown = [key for key in _dotted(tree) if key not in names and key not in ("config", "print_config")]
-    if unknown:
-        lines = [f"--config {file}: unknown key {key}{nearest(key, names)}" for key in unknown]
+    given, groups = _dotted(tree), {name.rpartition(".")[0] for name in names}
+    unknown = [key for key in given if key not in names and key not in ("config", "print_config")]
+    lines = [f"--config {file}: unknown key {key}{nearest(key, names)}" for key in unknown]
+    lines += [
+        f"--config {file}: {key} must hold keys and values, one a line below it" for key in given if key in groups
+    ]
+    if lines:
         raise UsageError("\n".join(lines))
 
 
@@ -136,8 +155,8 @@ def _plain(error: BaseException) -> str:
 def run_command(main: Callable[[], int | None]) -> int:
     """Call ``main`` and turn a user's mistake into one message on stderr.
 
-    A mistake found before the ranks have met is the same on all of them, so rank 0 alone tells it; later each rank
-    tells its own. ``ENGINE_TRACEBACK=1`` shows where a message came from.
+    A mistake found before the ranks have met is the same on all ranks of a host, so one of each host tells it; later
+    each rank tells its own. ``ENGINE_TRACEBACK=1`` shows where a message came from.
 
     Returns:
         The exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
@@ -148,7 +167,8 @@ def run_command(main: Callable[[], int | None]) -> int:
         if os.environ.get("ENGINE_TRACEBACK"):
             raise
         rank = int(os.environ.get("RANK", "0"))
-        if rank == 0 or (_ranks_have_met() and not isinstance(error, SharedError)):
+        first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
+        if rank == 0 or (not isinstance(error, SharedError) and (first_of_host or _ranks_have_met())):
             print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:

@@ -43,6 +43,7 @@ KNOWN = (
     "memory_breakdown", "prescale_gradients", "timers", "wall_clock_breakdown", "zero_optimization",
 )  # fmt: skip
 STAGES = (0, 1, 2)
+BLOCKS = ("bf16", "bfloat16", "data_types", "fp16", "zero_optimization")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,25 @@ def deepspeed_problems(tree: dict[str, Any], path: str, batch: BatchShape, devic
             found += _batch_problem(key, value, path, batch)
         elif key not in KNOWN:
             found.append(f"{path}: unknown key {key!r} (DeepSpeed would ignore it){nearest(key, KNOWN)}")
-    return found + _zero_problems(tree, path) + _precision_problems(tree, path, device)
+    wrong = [key for key in BLOCKS if not isinstance(tree.get(key, {}), dict)]
+    found += [f"{path}: {key!r} must be an object in braces, found {json.dumps(tree[key])}" for key in wrong]
+    rest = {key: value for key, value in tree.items() if key not in wrong and key not in BATCH_KEYS}
+    found += [
+        f'{path}: {name} is "auto", which only the batch sizes can be; give a value or remove it'
+        for name in _automatic(rest)
+    ]
+    return found + _zero_problems(rest, path) + _precision_problems(rest, path, device)
+
+
+def _automatic(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the keys whose value is "auto": transformers' Trainer fills them in, DeepSpeed does not."""
+    names = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            names += _automatic(value, f"{prefix}{key}.")
+        elif value == "auto":
+            names.append(prefix + key)
+    return names
 
 
 def _batch_problem(key: str, value: Any, path: str, batch: BatchShape) -> list[str]:
@@ -123,25 +142,23 @@ def _batch_problem(key: str, value: Any, path: str, batch: BatchShape) -> list[s
 
 def _zero_problems(tree: dict[str, Any], path: str) -> list[str]:
     zero = tree.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        return [f"{path}: 'zero_optimization' must be an object, found {zero!r}"]
     found = []
     if zero.get("stage", 0) not in STAGES:
         found.append(f"{path}: zero_optimization.stage is {zero['stage']!r}; this version runs stages 0, 1 and 2")
     for key in ("offload_optimizer", "offload_param"):
-        if zero.get(key, {}).get("device", "none") != "none":
+        block = zero.get(key) or {}
+        if not isinstance(block, dict) or block.get("device", "none") not in ("none", None):
             found.append(f"{path}: zero_optimization.{key} is not supported by this version; remove it")
     return found
 
 
 def _enabled(tree: dict[str, Any], key: str) -> bool:
-    block = tree.get(key, {})
-    return isinstance(block, dict) and block.get("enabled", False) is not False
+    return tree.get(key, {}).get("enabled", False) is not False
 
 
 def _precision_problems(tree: dict[str, Any], path: str, device: Device) -> list[str]:
     bf16, fp16 = _enabled(tree, "bf16") or _enabled(tree, "bfloat16"), _enabled(tree, "fp16")
-    stage = tree.get("zero_optimization", {}).get("stage", 0) if isinstance(tree.get("zero_optimization"), dict) else 0
+    stage = tree.get("zero_optimization", {}).get("stage", 0)
     found = []
     if bf16 and fp16:
         found.append(f"{path}: both bf16 and fp16 are enabled; keep one")

@@ -31,7 +31,7 @@ class MaskingConfig:
         found = []
         if not 0 < self.rate < 1:
             found.append(f"masking.rate is {self.rate}; it must be above 0 and below 1")
-        if self.mask_share < 0 or self.random_share < 0 or self.mask_share + self.random_share > 1:
+        if not (self.mask_share >= 0 and self.random_share >= 0 and self.mask_share + self.random_share <= 1):
             found.append(
                 f"masking.mask_share ({self.mask_share}) and masking.random_share ({self.random_share}) "
                 "must not be negative and sum to 1 at most"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 OPTIMIZERS = ("adamw",)
@@ -31,14 +32,14 @@ class OptimizerConfig:
         found = []
         if self.name not in OPTIMIZERS:
             found.append(f"train.optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
-        if self.lr <= 0:
-            found.append(f"train.optimizer.lr is {self.lr}; it must be above 0")
+        if not 0 < self.lr < math.inf:
+            found.append(f"train.optimizer.lr is {self.lr}; it must be above 0 and finite")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"train.optimizer.betas are {list(self.betas)}; each must be in [0, 1)")
-        if self.eps <= 0:
-            found.append(f"train.optimizer.eps is {self.eps}; it must be above 0")
-        if self.weight_decay < 0:
-            found.append(f"train.optimizer.weight_decay is {self.weight_decay}; it must not be negative")
+        if not 0 < self.eps < math.inf:
+            found.append(f"train.optimizer.eps is {self.eps}; it must be above 0 and finite")
+        if not 0 <= self.weight_decay < math.inf:
+            found.append(f"train.optimizer.weight_decay is {self.weight_decay}; it must not be negative, and finite")
         return found
 
 
@@ -132,7 +133,7 @@ class BatchShape:
     @property
     def accumulation(self) -> int:
         """Micro-batches per rank and step."""
-        return self.batch_size // (self.micro_batch_size * self.world_size)
+        return self.batch_size // max(1, self.micro_batch_size * self.world_size)
 
     def problems(self) -> list[str]:
         """Empty where batch_size is a multiple of micro_batch_size x ranks; else the nearest legal values."""

@@ -1,0 +1,105 @@
+"""Settings of the loop: every problem has its message, and batch sizes are suggested as a search would find them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config.train import BatchShape, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def test_defaults_are_without_problems():
+    assert TrainConfig().problems() == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TrainConfig(steps=0), "train.steps is 0; it must be at least 1"),
+        (TrainConfig(batch_size=-4), "train.batch_size is -4; it must be at least 1"),
+        (TrainConfig(micro_batch_size=0), "train.micro_batch_size is 0; it must be at least 1"),
+        (TrainConfig(log_every=0), "train.log_every is 0; it must be at least 1"),
+        (TrainConfig(save_every=-1), "train.save_every is -1; it must not be negative"),
+        (TrainConfig(keep_checkpoints=-1), "train.keep_checkpoints is -1; it must not be negative"),
+        (TrainConfig(eval_every=-1), "train.eval_every is -1; it must not be negative"),
+        (TrainConfig(eval_rows=-1), "train.eval_rows is -1; it must not be negative"),
+        (OptimizerConfig(name="lamb"), "train.optimizer.name is 'lamb'; it must be one of adamw"),
+        (OptimizerConfig(lr=0.0), "train.optimizer.lr is 0.0; it must be above 0 and finite"),
+        (OptimizerConfig(lr=math.nan), "train.optimizer.lr is nan"),
+        (OptimizerConfig(lr=math.inf), "train.optimizer.lr is inf"),
+        (OptimizerConfig(betas=(0.9, 1.0)), "train.optimizer.betas are [0.9, 1.0]; each must be in [0, 1)"),
+        (OptimizerConfig(betas=(math.nan, 0.9)), "train.optimizer.betas are [nan, 0.9]"),
+        (OptimizerConfig(eps=0.0), "train.optimizer.eps is 0.0; it must be above 0 and finite"),
+        (
+            OptimizerConfig(weight_decay=-0.1),
+            "train.optimizer.weight_decay is -0.1; it must not be negative, and finite",
+        ),
+        (OptimizerConfig(weight_decay=math.nan), "train.optimizer.weight_decay is nan"),
+        (ScheduleConfig(name="step"), "train.schedule.name is 'step'; it must be one of linear, cosine, constant"),
+        (ScheduleConfig(warmup_steps=-1), "train.schedule.warmup_steps is -1; it must not be negative"),
+        (ScheduleConfig(warmup_ratio=1.5), "train.schedule.warmup_ratio is 1.5; it must be in [0, 1]"),
+        (ScheduleConfig(warmup_ratio=math.nan), "train.schedule.warmup_ratio is nan"),
+        (ScheduleConfig(final_ratio=-0.5), "train.schedule.final_ratio is -0.5; it must be in [0, 1]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_problem_has_its_message(config, message):
+    found = config.problems()
+    assert len(found) == 1 and found[0].startswith(message)
+    if isinstance(config, OptimizerConfig):
+        assert replace(TrainConfig(), optimizer=config).problems() == found
+    elif isinstance(config, ScheduleConfig):
+        assert replace(TrainConfig(), schedule=config).problems() == found
+
+
+def legal(batch_size: int, micro_batch_size: int, world_size: int) -> bool:
+    """Whether every rank gets equally many whole micro-batches, dealt by hand."""
+    dealt = [0] * world_size
+    left, rank = batch_size, 0
+    while left >= micro_batch_size:
+        dealt[rank % world_size] += 1
+        left -= micro_batch_size
+        rank += 1
+    return left == 0 and len(set(dealt)) == 1 and dealt[0] >= 1
+
+
+def suggestions(message: str) -> tuple[list[int], list[int]]:
+    """The sizes after "nearest legal train.batch_size:" and after "set train.micro_batch_size to"."""
+    first, _, second = message.partition("nearest legal train.batch_size: ")[2].partition("; or keep it and set ")
+    numbers = [[int(word) for word in part.split() if word.isdigit()] for part in (first, second)]
+    return numbers[0], numbers[1]
+
+
+@given(batch=st.integers(1, 200), micro=st.integers(1, 24), ranks=st.integers(1, 9))
+@settings(max_examples=400, deadline=None)
+def test_batch_shape_against_brute_force(batch, micro, ranks):
+    shape = BatchShape(batch, micro, ranks)
+    problems = shape.problems()
+    if legal(batch, micro, ranks):
+        assert problems == []
+        assert shape.accumulation * micro * ranks == batch
+        return
+    assert len(problems) == 1
+    assert f"({micro} x {ranks} = {micro * ranks})" in problems[0] and f"train.batch_size ({batch})" in problems[0]
+    batches, micros = suggestions(problems[0])
+    below = [size for size in range(1, batch) if legal(size, micro, ranks)][-1:]
+    above = next(size for size in range(batch + 1, batch + 1 + micro * ranks) if legal(size, micro, ranks))
+    assert batches == [*below, above]
+    possible = [size for size in range(1, batch + 1) if legal(batch, size, ranks)]
+    assert len(micros) == min(2, len(possible))
+    assert set(micros) <= set(possible)
+    if micros:
+        others = set(possible) - set(micros)
+        assert all(abs(size - micro) >= max(abs(m - micro) for m in micros) for size in others)
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(0, 4), (8, 0), (-8, 2)])
+def test_impossible_sizes_are_told_by_the_config_and_do_no_harm(batch, micro):
+    shape = BatchShape(batch, micro, 2)
+    assert shape.problems() == []
+    assert isinstance(shape.accumulation, int)
+    assert TrainConfig(batch_size=batch, micro_batch_size=micro).problems()
