@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from engine.config.arch import ArchConfig, padded_vocab_size
+from engine.models.dropout import dropout
 from engine.models.layers import Embedding, LayerNorm
 
 
@@ -41,4 +41,4 @@ class Embeddings(nn.Module):
             raise ValueError("segments were given to a model without them: arch.num_segments is 0")
         if self.norm is not None:
             hidden = self.norm(hidden)
-        return F.dropout(hidden, self.dropout, self.training)
+        return dropout(hidden, self.dropout, self.training)

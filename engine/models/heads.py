@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from engine.config.arch import ArchConfig, padded_vocab_size
+from engine.models.dropout import dropout
 from engine.models.layers import ACTIVATION_FUNCTIONS, LayerNorm, Linear
 from engine.models.layout import PackedLayout
 
@@ -66,7 +67,7 @@ class SequenceClassificationHead(nn.Module):
             return self.score(hidden[layout.cu_seqlens[1:] - 1])
         first = layout.cu_seqlens[:-1].clamp(max=hidden.shape[0] - 1)  # an empty sequence at the end begins at N
         pooled = torch.tanh(self.pooler(hidden[first]))  # [S, D]
-        return self.classifier(F.dropout(pooled, self.dropout, self.training))
+        return self.classifier(dropout(pooled, self.dropout, self.training))
 
 
 def padding_bias(vocab_size: int) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from engine.config.arch import ArchConfig
 from engine.models.attention import Attention
+from engine.models.dropout import dropout
 from engine.models.embeddings import Embeddings
 from engine.models.layers import ACTIVATION_FUNCTIONS, LayerNorm, Linear
 from engine.models.layout import PackedLayout
@@ -67,7 +67,7 @@ class Layer(nn.Module):
 
     def drop(self, hidden: Tensor) -> Tensor:
         """Dropout on the way into a residual sum."""
-        return F.dropout(hidden, self.dropout, self.training)
+        return dropout(hidden, self.dropout, self.training)
 
 
 class MLP(nn.Module):

@@ -8,6 +8,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint.fragments import BF16, PLAIN, layout_of
 from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.data.batch import PackedBatch
 from engine.models.model import Model
@@ -44,6 +45,8 @@ class ZeroEngine:
         self._ranks = torch.distributed.get_world_size()
         self._plain = self.deepspeed.optimizer is self.deepspeed.basic_optimizer
         self._norm: float | Tensor | None = None
+        if self._ranks == 1 and layout_of(self.deepspeed) in (PLAIN, BF16):
+            self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy all gradients to sum up one
         if self._plain:
             self.deepspeed.clip_fp32_gradients = self._clip_and_keep_norm
 

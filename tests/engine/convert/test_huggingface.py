@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.config.arch import ArchConfig
 from engine.convert.huggingface import arch_from_huggingface, from_huggingface, huggingface_class, to_huggingface
 from engine.convert.model_folder import read_model_folder, write_model_folder
+from engine.models import embeddings, heads, transformer
 from engine.models.heads import CausalLMHead, MaskedLMHead, SequenceClassificationHead
 from engine.models.layout import PackedLayout
 from engine.models.model import Model, build_model
@@ -232,7 +233,9 @@ def test_weights_come_back_bit_equal(arch: ArchConfig, head: str) -> None:
 
 
 @pytest.mark.parametrize(("arch", "head"), CASES)
-def test_training_drops_where_theirs_does(arch: ArchConfig, head: str) -> None:
+def test_training_drops_where_theirs_does(arch: ArchConfig, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (embeddings, heads, transformer):  # torch's own draws, so that the masks can be compared
+        monkeypatch.setattr(module, "dropout", torch.nn.functional.dropout)
     theirs = build_theirs(arch, head).train()
     ours = build_model(arch, {head: HEADS[head](arch)}, seed=0).train()
     ours.load_state_dict(from_huggingface(theirs.state_dict(), arch))
