@@ -1,0 +1,173 @@
+"""Both objectives through the model: they learn, packing does not change a loss, and sequences are apart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.config.arch import ArchConfig
+from engine.config.pretrain import MaskingConfig, PretrainConfig
+from engine.config.train import OptimizerConfig
+from engine.data.batch import PackedBatch, Targets
+from engine.data.rows import Piece, Row
+from engine.models.layout import PackedLayout
+from engine.models.model import Model, build_model
+from engine.objectives.base import PretrainingObjective, Vocabulary
+from engine.objectives.lm import CausalLM
+from engine.objectives.mlm import MaskedLM
+from engine.objectives.registry import CAUSAL, OBJECTIVES, build_objective
+from engine.optim.adamw import build_optimizer
+
+SIZE = 61
+IDS = {"unk": 0, "cls": 1, "sep": 2, "mask": 3, "bos": 1, "eos": 2}
+VOCABULARY = Vocabulary(SIZE, IDS, np.arange(SIZE) < 4, np.arange(SIZE) > 40)
+SIZES = {"vocab_size": SIZE, "hidden_size": 48, "num_heads": 3, "intermediate_size": 96, "num_layers": 2}
+BERT = ArchConfig(**SIZES, max_positions=40, hidden_dropout=0.0)
+GPT2 = replace(BERT, causal=True, norm_position="pre", embedding_norm=False, num_segments=0, norm_eps=1e-5)
+NAMES = ["mlm", "lm"]
+
+
+def objective_of(name: str) -> PretrainingObjective:
+    return MaskedLM(MaskingConfig(rate=0.3), VOCABULARY, seed=1) if name == "mlm" else CausalLM(VOCABULARY)
+
+
+def parts(name: str, std: float = 0.02) -> tuple[PretrainingObjective, Model]:
+    arch = replace(BERT if name == "mlm" else GPT2, init_std=std)
+    objective = objective_of(name)
+    return objective, build_model(arch, {name: objective.make_head(arch)}, seed=1)
+
+
+def rows(lengths: tuple[tuple[int, ...], ...]) -> list[Row]:
+    generator = np.random.default_rng(1)
+    return [
+        Row(tuple(Piece(generator.integers(4, SIZE, n).astype(np.uint16), bool(n % 3)) for n in row), 0, index)
+        for index, row in enumerate(lengths)
+    ]
+
+
+UNEVEN = ((11, 5), (17,), (1, 2, 7), (17, 11))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_overfits_one_batch(name):
+    torch.manual_seed(0)
+    objective, model = parts(name)
+    batch = objective.collate(rows(((29,), (19, 13), (23,), (27, 30), (31,))))
+    optimizer = build_optimizer(model, OptimizerConfig(lr=5e-3))
+    first = None
+    for _ in range(50):
+        (term,) = objective.losses(model, batch).values()
+        loss = term.loss_sum / term.num_targets
+        first = first or loss.item()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    (term,) = objective.losses(model, batch, with_accuracy=True).values()
+    assert first == pytest.approx(math.log(SIZE), rel=0.05)
+    assert float(term.correct) / term.num_targets >= 0.9
+    assert float(term.loss_sum) / term.num_targets < 0.5
+
+
+def one_by_one(batch: PackedBatch) -> list[PackedBatch]:
+    """Each sequence of a batch as a batch of its own."""
+    result = []
+    (name, target), *_ = batch.targets.items()
+    begin = 0
+    for length in batch.layout.lengths:
+        end = begin + length
+        here = (target.index >= begin) & (target.index < end)
+        result.append(
+            PackedBatch(
+                tokens=batch.tokens[begin:end],
+                positions=torch.arange(length),
+                segments=None,
+                layout=PackedLayout.from_lengths([length]),
+                targets={name: Targets(target.index[here] - begin, target.labels[here])},
+                counts={name: int(here.sum())},
+            )
+        )
+        begin = end
+    return result
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_loss_and_gradients_are_those_of_the_sequences_one_by_one(name):
+    objective, model = parts(name, std=0.2)
+    model.double()
+    batch = objective.collate(rows(UNEVEN))
+    (term,) = objective.losses(model, batch, with_accuracy=True).values()
+    term.loss_sum.backward()
+    packed = {k: p.grad.clone() for k, p in model.named_parameters()}
+    model.zero_grad()
+    singles = [objective.losses(model, single, with_accuracy=True)[name] for single in one_by_one(batch)]
+    total = sum(single.loss_sum for single in singles)
+    total.backward()
+    assert sum(single.num_targets for single in singles) == term.num_targets == batch.counts[name]
+    assert sum(int(single.correct) for single in singles) == int(term.correct)
+    assert float(term.loss_sum) == pytest.approx(float(total), rel=1e-6)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(packed[key], parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_is_the_negative_log_likelihood_of_the_labels(name):
+    objective, model = parts(name, std=0.2)
+    batch = objective.collate(rows(UNEVEN))
+    (term,) = objective.losses(model, batch, with_accuracy=True).values()
+    target = batch.targets[name]
+    logits = logits_of(objective, model, batch).double()
+    likelihood = logits[:, :SIZE].softmax(-1)[torch.arange(len(target.labels)), target.labels]
+    assert float(term.loss_sum) == pytest.approx(float(-likelihood.log().sum()), rel=1e-5)
+    assert int(term.correct) == int((logits.argmax(-1) == target.labels).sum())
+    assert term.num_targets == len(target.labels) and term.weight == 1.0
+    assert term.loss_sum.dtype == torch.float32
+    assert objective.losses(model, batch)[name].correct is None
+
+
+def logits_of(objective: PretrainingObjective, model: Model, batch: PackedBatch) -> Tensor:
+    """What the objective's head returns for the targets of a batch."""
+    kept: list[Tensor] = []
+    head: nn.Module = model.heads[objective.name]
+    hook = head.register_forward_hook(lambda module, given, result: kept.append(result.detach()))
+    objective.losses(model, batch)
+    hook.remove()
+    return kept[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_changing_one_sequence_leaves_the_others_bit_equal(name):
+    objective, model = parts(name, std=0.2)
+    batch = objective.collate(rows(UNEVEN))
+    before = logits_of(objective, model, batch)
+    boundaries = batch.layout.cu_seqlens.tolist()
+    index = batch.targets[name].index
+    for begin, end in zip(boundaries[:-1], boundaries[1:], strict=True):
+        tokens = batch.tokens.clone()
+        tokens[begin:end] = (tokens[begin:end] + 7) % SIZE
+        after = logits_of(objective, model, replace(batch, tokens=tokens))
+        inside = (index >= begin) & (index < end)
+        assert torch.equal(after[~inside], before[~inside])
+        assert not inside.any() or not torch.equal(after[inside], before[inside])
+
+
+def test_batch_without_targets_costs_nothing():
+    objective, model = parts("mlm")
+    (term,) = objective.losses(model, objective.collate([Row((Piece(np.array([0], np.uint16), True),), 0, 0)])).values()
+    assert float(term.loss_sum) == 0.0 and term.num_targets == 0
+    term.loss_sum.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_registry():
+    assert set(OBJECTIVES) == set(CAUSAL) == set(NAMES)
+    for name, arch in (("mlm", BERT), ("lm", GPT2)):
+        assert build_objective(name, PretrainConfig(ds_config="x"), arch, VOCABULARY).name == name
+    with pytest.raises(ValueError, match="objective lm needs a causal model, and arch.causal is False; .* mlm"):
+        build_objective("lm", PretrainConfig(ds_config="x"), BERT, VOCABULARY)
+    with pytest.raises(ValueError, match="objective mlm needs a bidirectional model, and arch.causal is True; .* lm"):
+        build_objective("mlm", PretrainConfig(ds_config="x"), GPT2, VOCABULARY)
