@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,8 +59,17 @@ def rank_file(rank: int) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write and fsync a file; returns its size and sha256."""
-    save_file(dict(tensors), path)
+    """Write and fsync a file; returns its size and sha256.
+
+    Raises:
+        OSError: if it cannot be written; safetensors has a class of its own for that.
+    """
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        if code := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        raise
     sync_file(path)
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 

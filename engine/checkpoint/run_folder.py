@@ -76,18 +76,18 @@ class RunFolder:
             ValueError: if the folder holds another run or foreign files; the message lists the settings that differ.
         """
         file = self.path / CONFIG
-        if not file.is_file():
-            if (self.path.is_dir() and any(self.path.iterdir())) or self.path.is_file():
-                raise ValueError(
-                    f"train.output {self.path} holds files but no {CONFIG} of a run; choose another folder or empty it"
-                )
-            return False
-        if not self.steps():  # it failed before its first checkpoint: nothing is lost by beginning again
+        if not file.is_file() and not self.path.is_file() and not (self.path.is_dir() and any(self.path.iterdir())):
             return False
         try:
-            earlier = json.loads(file.read_text(encoding="utf-8"))
+            earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is damaged ({error}); choose another train.output") from None
+        if not isinstance(earlier, dict) or "train" not in earlier:  # a model folder has a config.json too
+            raise ValueError(
+                f"train.output {self.path} holds files but no {CONFIG} of a run; choose another folder or empty it"
+            )
+        if not self.steps():  # it failed before its first checkpoint: nothing is lost by beginning again
+            return False
         if difference := settings_difference(earlier, config):
             lines = "\n".join(f"  {key}: {was} there, {now} now" for key, was, now in difference)
             raise ValueError(
@@ -129,7 +129,9 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
         for newer in self.steps():
             if newer > step:
-                os.rename(self.step_folder(newer), self.checkpoints / f"damaged-step-{newer}")
+                damaged = self.checkpoints / f"damaged-step-{newer}"
+                shutil.rmtree(damaged, ignore_errors=True)  # damaged at the same step before: one is enough
+                os.rename(self.step_folder(newer), damaged)
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self.metrics, "".join(line for line in lines if _step_of(line) <= step))

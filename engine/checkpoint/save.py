@@ -88,10 +88,6 @@ class CheckpointWriter:
             work()
         except OSError as error:
             problem = explain_write_error(error, folder)
-        except Exception as error:  # safetensors wraps the error of a full disk in a class of its own
-            if "No space left" not in str(error) and "os error 28" not in str(error):
-                raise
-            problem = explain_write_error(OSError(errno.ENOSPC, "No space left on device"), folder)
         try:
             raise_together(problem)
         except ValueError:

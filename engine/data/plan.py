@@ -199,7 +199,7 @@ def cached_row_plan(
     """
     name = plan_digest(manifest_digest, seq_length, layout)[:32]
     for folder in folders:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, EOFError, IndexError):  # an empty file or array is damage too
             return _map_plan(folder / name, num_tokens)
     plan = build_row_plan(read_document_lengths(), seq_length, layout)
     for folder in folders:

@@ -123,12 +123,12 @@ def raise_together(problem: str | None) -> None:
 
 
 def from_rank_zero(work: Callable[[], T]) -> T:
-    """Do something on rank 0 alone; every rank gets its result, or its ValueError as a SharedError."""
+    """Do something on rank 0 alone; every rank gets its result, or its ValueError or OSError as a SharedError."""
     result, problem = None, None
     if global_rank() == 0:
         try:
             result = work()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             problem = str(error)
     raise_together(problem)
     return cast(T, broadcast_object(result))

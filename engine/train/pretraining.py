@@ -27,7 +27,7 @@ from engine.data.source import RowSource
 from engine.models.model import Model, build_model
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.registry import build_objective
-from engine.train.distributed import barrier, describe_device, global_rank, init_distributed, world_size
+from engine.train.distributed import describe_device, global_rank, init_distributed, raise_together, world_size
 from engine.train.evaluate import evaluate
 from engine.train.initial import check_initial_weights, load_initial_weights
 from engine.train.run import RunParts, run_record, run_training
@@ -182,7 +182,11 @@ def _arch_problems(config: PretrainConfig, arch: ArchConfig, tokenizer: Tokenize
 
 
 def open_rows(resolved: Resolved) -> tuple[RowSource, RowSource | None]:
-    """Plan the rows; rank 0 goes first, and the others find its plans on disk."""
+    """Plan the rows; rank 0 goes first, and the others find its plans on disk.
+
+    Raises:
+        ValueError: on every rank, if one finds its shards damaged.
+    """
     config, objective = resolved.config, resolved.objective
 
     def open_source(manifest: Manifest) -> RowSource:
@@ -190,13 +194,16 @@ def open_rows(resolved: Resolved) -> tuple[RowSource, RowSource | None]:
         reader = RowReader(manifest, config.data.seq_length, objective.sequence_layout, config.seed, folders)
         return RowSource(reader, objective)
 
-    if global_rank() != 0:
-        barrier()
-    source = open_source(resolved.manifest)
-    held_out = open_source(resolved.held_out) if resolved.held_out is not None else None
-    if global_rank() == 0:
-        barrier()
-    return source, held_out
+    def open_both() -> tuple[RowSource, RowSource | None]:
+        return open_source(resolved.manifest), open_source(resolved.held_out) if resolved.held_out else None
+
+    problems: list[str] = []
+    opened = collect(problems, open_both) if global_rank() == 0 else None
+    raise_together("\n".join(problems) or None)
+    opened = opened or collect(problems, open_both)
+    raise_together("\n".join(problems) or None)
+    assert opened is not None
+    return opened
 
 
 def initial_model(resolved: Resolved, fresh: bool) -> Model:

@@ -20,7 +20,7 @@ from engine.data.source import BatchSource
 from engine.models.model import Model
 from engine.objectives.base import Objective
 from engine.optim.adamw import build_optimizer
-from engine.train.distributed import barrier, from_rank_zero, global_rank
+from engine.train.distributed import barrier, from_rank_zero, global_rank, raise_together
 from engine.train.metrics import say
 from engine.train.trainer import Trainer, TrainerState
 from engine.train.zero import ZeroEngine
@@ -79,6 +79,8 @@ def run_training(parts: RunParts) -> RunFolder:
     optimizer = build_optimizer(model, parts.train.optimizer)
     engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
     folder, manifest, complaints = from_rank_zero(run.newest_checkpoint)
+    seen = folder.is_dir()
+    raise_together(None if seen else f"{folder} is not on {platform.node()}: all hosts must share the run folder")
     for complaint in complaints:
         say(f"passed over: {complaint}")
     from_rank_zero(lambda: run.discard_after(manifest.step))

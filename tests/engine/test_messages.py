@@ -163,6 +163,8 @@ def test_truncated_missing_and_corrupt_shards(run, damaged):
     shard.write_bytes(flipped)
     text = fails("--ds_config", FP32, "--data.shards", damaged, *run)
     assert f"{shard} is damaged" in text
+    text = fails("--ds_config", FP32, "--data.shards", damaged, *run, ranks=2)
+    assert text.count("error: ") == text.count("is damaged") == 1  # rank 0 tells it, and rank 1 does not hang
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,9 @@ def test_output_folder_of_another_run_or_of_something_else(finished, shards, tmp
     (tmp_path / "thesis.tex").write_text("precious")
     assert "holds files but no config.json of a run" in fails(*base, "--train.output", tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+    text = fails(*base, "--train.output", finished / "model")  # it has a config.json, of another kind
+    assert "holds files but no config.json of a run" in text
+    assert "No such file or directory" in fails(*base, "--train.output", "/proc/run")
     assert "at step 2 already, beyond train.steps (1)" in fails(*base, "--train.output", finished, "--train.steps", "1")
 
 

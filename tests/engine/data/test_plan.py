@@ -92,10 +92,12 @@ def test_plan_is_kept_and_mapped(tmp_path):
         cached_row_plan([tmp_path], "digest", 150, never, 17, MLM)
 
 
-def test_damaged_plan_is_built_again(tmp_path):
+@pytest.mark.parametrize("damage", [b"garbage", b""])
+@pytest.mark.parametrize("name", ["piece_length", "row_offsets"])
+def test_damaged_plan_is_built_again(name, damage, tmp_path):
     lengths = np.array([30, 50, 70], np.int64)
     built = cached_row_plan([tmp_path], "digest", 150, lambda: lengths, 16, MLM)
-    next(tmp_path.glob("*/piece_length.npy")).write_bytes(b"garbage")
+    next(tmp_path.glob(f"*/{name}.npy")).write_bytes(damage)
     assert rows_of(cached_row_plan([tmp_path], "digest", 150, lambda: lengths, 16, MLM)) == rows_of(built)
 
 

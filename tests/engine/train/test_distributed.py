@@ -1,0 +1,95 @@
+"""What ranks tell each other: errors above all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.config.cli import SharedError
+from engine.train import distributed
+from tests.engine.ranks import run_ranks
+
+
+def text_of(work: Callable[[], Any]) -> str:
+    """The text of the SharedError that a call ends with."""
+    try:
+        return f"no error: {work()}"
+    except SharedError as error:
+        return str(error)
+
+
+def say_all(folder: Path) -> dict[str, Any]:
+    """What each helper does on this rank."""
+    rank = distributed.global_rank()
+    called = []
+
+    def fail(error: Exception) -> None:
+        called.append(rank)
+        raise error
+
+    missing = folder / "none" / "file"
+    return {
+        "value": distributed.from_rank_zero(lambda: {"rank": rank, "list": [1, 2]}),
+        "error": text_of(lambda: distributed.from_rank_zero(lambda: fail(ValueError("wrong setting")))),
+        "disk": text_of(lambda: distributed.from_rank_zero(missing.read_text)),
+        "called": called,
+        "both": text_of(lambda: distributed.raise_together("broken")),
+        "one": text_of(lambda: distributed.raise_together("broken" if rank == 1 else None)),
+        "none": text_of(lambda: distributed.raise_together(None)),
+        "gathered": distributed.gather_objects({"rank": rank}),
+        "broadcast": distributed.broadcast_object(f"from {rank}"),
+        "sum": distributed.all_reduce_sum([rank, 2**52 + 1, 0.5], torch.device("cpu")).tolist(),
+    }
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> list[dict[str, Any]]:
+    return run_ranks("tests.engine.train.test_distributed", "say_all", tmp_path_factory.mktemp("ranks"))
+
+
+def test_every_rank_gets_what_rank_zero_does(said):
+    for result in said:
+        assert result["value"] == {"rank": 0, "list": [1, 2]}
+        assert result["broadcast"] == "from 0"
+    assert [result["called"] for result in said] == [[0], []]
+
+
+def test_an_error_of_rank_zero_is_raised_everywhere_with_its_text_once(said):
+    assert [result["error"] for result in said] == ["wrong setting"] * 2
+
+
+def test_a_disk_that_fails_on_rank_zero_is_an_error_everywhere(said):
+    for result in said:
+        assert "No such file or directory" in result["disk"] and "none/file" in result["disk"]
+
+
+def test_problems_of_ranks_are_joined_and_raised_on_all(said):
+    assert [result["both"] for result in said] == ["broken\nrank 1: broken"] * 2
+    assert [result["one"] for result in said] == ["rank 1: broken"] * 2
+    assert [result["none"] for result in said] == ["no error: None"] * 2
+
+
+def test_collectives(said):
+    for result in said:
+        assert result["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert result["sum"] == [1.0, 2.0**53 + 2, 1.0]
+
+
+def test_ranks_come_from_the_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (distributed.global_rank(), distributed.world_size(), distributed.local_rank()) == (0, 1, 0)
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (distributed.global_rank(), distributed.world_size(), distributed.local_rank()) == (5, 8, 1)
+
+
+def test_device_of_this_process():
+    device = distributed.describe_device()
+    assert device.type in ("cpu", "cuda")
+    assert device.has_fp16 == (device.type == "cuda")
