@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -70,7 +71,7 @@ def test_overfits_one_batch(name):
     (term,) = objective.losses(model, batch, with_accuracy=True).values()
     assert first == pytest.approx(math.log(SIZE), rel=0.05)
     assert float(term.correct) / term.num_targets >= 0.9
-    assert float(term.loss_sum) / term.num_targets < 0.5
+    assert term.loss_sum.item() / term.num_targets < 0.5
 
 
 def one_by_one(batch: PackedBatch) -> list[PackedBatch]:
@@ -109,7 +110,7 @@ def test_packed_loss_and_gradients_are_those_of_the_sequences_one_by_one(name):
     total.backward()
     assert sum(single.num_targets for single in singles) == term.num_targets == batch.counts[name]
     assert sum(int(single.correct) for single in singles) == int(term.correct)
-    assert float(term.loss_sum) == pytest.approx(float(total), rel=1e-6)
+    assert term.loss_sum.item() == pytest.approx(total.item(), rel=1e-6)
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(packed[key], parameter.grad, rtol=1e-5, atol=1e-7)
 
@@ -122,7 +123,7 @@ def test_loss_is_the_negative_log_likelihood_of_the_labels(name):
     target = batch.targets[name]
     logits = logits_of(objective, model, batch).double()
     likelihood = logits[:, :SIZE].softmax(-1)[torch.arange(len(target.labels)), target.labels]
-    assert float(term.loss_sum) == pytest.approx(float(-likelihood.log().sum()), rel=1e-5)
+    assert term.loss_sum.item() == pytest.approx(float(-likelihood.log().sum()), rel=1e-5)
     assert int(term.correct) == int((logits.argmax(-1) == target.labels).sum())
     assert term.num_targets == len(target.labels) and term.weight == 1.0
     assert term.loss_sum.dtype == torch.float32
@@ -146,7 +147,7 @@ def test_changing_one_sequence_leaves_the_others_bit_equal(name):
     before = logits_of(objective, model, batch)
     boundaries = batch.layout.cu_seqlens.tolist()
     index = batch.targets[name].index
-    for begin, end in zip(boundaries[:-1], boundaries[1:], strict=True):
+    for begin, end in itertools.pairwise(boundaries):
         tokens = batch.tokens.clone()
         tokens[begin:end] = (tokens[begin:end] + 7) % SIZE
         after = logits_of(objective, model, replace(batch, tokens=tokens))
@@ -158,7 +159,7 @@ def test_changing_one_sequence_leaves_the_others_bit_equal(name):
 def test_batch_without_targets_costs_nothing():
     objective, model = parts("mlm")
     (term,) = objective.losses(model, objective.collate([Row((Piece(np.array([0], np.uint16), True),), 0, 0)])).values()
-    assert float(term.loss_sum) == 0.0 and term.num_targets == 0
+    assert term.loss_sum.item() == 0.0 and term.num_targets == 0
     term.loss_sum.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
@@ -167,7 +168,7 @@ def test_registry():
     assert set(OBJECTIVES) == set(CAUSAL) == set(NAMES)
     for name, arch in (("mlm", BERT), ("lm", GPT2)):
         assert build_objective(name, PretrainConfig(ds_config="x"), arch, VOCABULARY).name == name
-    with pytest.raises(ValueError, match="objective lm needs a causal model, and arch.causal is False; .* mlm"):
+    with pytest.raises(ValueError, match=r"objective lm needs a causal model, and arch.causal is False; .* mlm"):
         build_objective("lm", PretrainConfig(ds_config="x"), BERT, VOCABULARY)
-    with pytest.raises(ValueError, match="objective mlm needs a bidirectional model, and arch.causal is True; .* lm"):
+    with pytest.raises(ValueError, match=r"objective mlm needs a bidirectional model, and arch.causal is True; .* lm"):
         build_objective("mlm", PretrainConfig(ds_config="x"), GPT2, VOCABULARY)

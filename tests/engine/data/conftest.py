@@ -1,0 +1,48 @@
+"""Tiny shards with documents of known tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocess.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
+from preprocess.shards import ShardArrays, write_shard
+
+LENGTHS_OF_SHARDS = ((5, 61, 1, 18, 30), (7,), (40, 2, 3, 90, 11, 6, 13))
+
+
+@dataclass(frozen=True)
+class TinyShards:
+    """A shard folder's manifest and its documents, all tokens different."""
+
+    manifest: Manifest
+    documents: list[list[int]]
+
+
+@pytest.fixture
+def tiny_shards(tmp_path: Path) -> TinyShards:
+    """Three shards of 13 documents; token i of the corpus has the id i + 10."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    entries, documents, first = [], [], 10
+    for number, lengths in enumerate(LENGTHS_OF_SHARDS):
+        offsets = np.cumsum([0, *lengths]).astype(np.int64)
+        tokens = np.arange(first, first + offsets[-1]).astype(np.uint16)
+        documents += [part.tolist() for part in np.split(tokens, offsets[1:-1])]
+        arrays = ShardArrays(tokens, offsets, offsets, np.zeros(len(lengths), np.uint16))
+        entries.append(write_shard(folder / f"shard-{number:05d}.h5", arrays, "0" * 64))
+        first += int(offsets[-1])
+    manifest = Manifest(
+        folder=folder,
+        format_version=FORMAT_VERSION,
+        tokenizer={"type": "wordpiece", "digest": "0" * 64, "vocab_size": first},
+        sources=[],
+        shards=entries,
+        settings={},
+        counts={},
+    )
+    write_manifest(manifest, folder)
+    return TinyShards(read_manifest(folder), documents)
