@@ -82,18 +82,17 @@ def ds_config(folder: Path, stage: int) -> Path:
     )
 
 
-@pytest.mark.runtime
 @pytest.mark.parametrize(
     ("model", "ranks", "stage"),
     [
-        ("bert-tiny", None, 0),
+        pytest.param("bert-tiny", None, 0, marks=pytest.mark.runtime),
         ("bert-tiny", None, 1),
         ("bert-tiny", 2, 0),
         ("bert-tiny", 2, 1),
         ("bert-tiny", 2, 2),
         ("bert-tiny", 4, 2),
         ("gpt2-tiny", None, 2),
-        ("gpt2-tiny", 2, 2),
+        pytest.param("gpt2-tiny", 2, 2, marks=pytest.mark.runtime),
         ("gpt2-tiny", 4, 1),
     ],
 )

@@ -81,7 +81,14 @@ def figures(run: Path, *names: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "config"), [(2, "zero2.json"), (None, "fp32-0"), (2, "fp32-1"), (None, "bf16.json")], ids=str
+    ("ranks", "config"),
+    [
+        (2, "zero2.json"),
+        pytest.param(None, "fp32-0", marks=pytest.mark.runtime),
+        (2, "fp32-1"),
+        (None, "bf16.json"),
+    ],
+    ids=str,
 )
 def test_killed_run_ends_bit_identical(ranks, config, shards, tmp_path):
     file = fp32(tmp_path, int(config[-1])) if config.startswith("fp32-") else commands.DS_CONFIGS / config
