@@ -59,19 +59,24 @@ def rank_file(rank: int) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write and fsync a file; returns its size and sha256.
-
-    Raises:
-        OSError: if it cannot be written; safetensors has a class of its own for that.
-    """
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:
-        if code := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
-        raise
+    """Write and fsync a file; returns its size and sha256."""
+    save_file(dict(tensors), path)
     sync_file(path)
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def as_os_error(error: OSError | SafetensorError) -> OSError:
+    """The operating system's error behind an exception of writing: safetensors has a class of its own for it.
+
+    Raises:
+        SafetensorError: the exception itself, if the operating system is not to blame.
+    """
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    if code is None:
+        raise error
+    return OSError(int(code[1]), os.strerror(int(code[1])))
 
 
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engine.checkpoint.files import (
     WEIGHTS,
     CheckpointManifest,
     FragmentReader,
+    as_os_error,
     rank_file,
     sync_file,
     write_manifest,
@@ -86,8 +88,8 @@ class CheckpointWriter:
         problem = None
         try:
             work()
-        except OSError as error:
-            problem = explain_write_error(error, folder)
+        except (OSError, SafetensorError) as error:
+            problem = explain_write_error(as_os_error(error), folder)
         try:
             raise_together(problem)
         except ValueError:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from engine.checkpoint.files import (
     FORMAT,
     CheckpointManifest,
     FragmentReader,
+    as_os_error,
     file_digest,
     label,
     rank_file,
@@ -107,9 +109,13 @@ def test_foreign_files(tmp_path):
 
 
 def test_file_that_cannot_be_written(tmp_path):
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(SafetensorError) as caught:
         write_tensors(tmp_path / "none" / "x.safetensors", {"a": torch.zeros(2)})
-    assert caught.value.errno == errno.ENOENT
+    error = as_os_error(caught.value)
+    assert (error.errno, error.strerror) == (errno.ENOENT, "No such file or directory")
+    assert as_os_error(error) is error
+    with pytest.raises(SafetensorError, match="a mistake of ours"):
+        as_os_error(SafetensorError("a mistake of ours"))
 
 
 @pytest.fixture

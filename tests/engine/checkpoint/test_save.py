@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.checkpoint import save
@@ -38,6 +39,10 @@ def no_space(*ignored: Any) -> Any:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def no_space_for_tensors(folder: Path, weights: dict[str, Tensor]) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
 def save_on_ranks(folder: Path) -> dict[str, Any]:
     """Save once well, then with a failure of one rank in each part of the work."""
     run, rank = RunFolder(str(folder / "run")), global_rank()
@@ -59,6 +64,7 @@ def save_on_ranks(folder: Path) -> dict[str, Any]:
     results["tensors of rank 1"] = attempt(2)
     save.write_tensors = write
     results["export"] = attempt(3, save.CheckpointWriter(run, no_space))
+    results["weights of the export"] = attempt(3, save.CheckpointWriter(run, no_space_for_tensors))
     save._fresh_folder, fresh = no_space, save._fresh_folder
     results["folder"] = attempt(4)
     save._fresh_folder = fresh
@@ -85,7 +91,7 @@ def test_two_ranks_write_one_checkpoint(saved):
     assert (folder / "model" / "sums.txt").read_text() == "w 105 b 3"
 
 
-@pytest.mark.parametrize("part", ["tensors of rank 1", "export", "folder"])
+@pytest.mark.parametrize("part", ["tensors of rank 1", "export", "weights of the export", "folder"])
 def test_failure_on_one_rank_is_an_error_on_all(part, saved):
     _, results = saved
     first, second = (result[part] for result in results)
