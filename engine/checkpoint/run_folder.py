@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,24 @@ class RunFolder:
                 f"(these may change: {', '.join(MAY_CHANGE)})"
             )
         return True
+
+    def claim(self) -> None:
+        """Keep other runs out of the folder while this object lives, where the file system has locks.
+
+        Raises:
+            ValueError: if another run is at work in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run is at work in train.output {self.path}; wait for its end, or choose another folder"
+            ) from None
+        except OSError:
+            pass
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved settings; the newest start's are kept."""

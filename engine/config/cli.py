@@ -7,6 +7,7 @@ unknown keys at once, on the command line and in the YAML file alike.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -153,7 +154,7 @@ def _plain(error: BaseException) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """Call ``main`` and turn a user's mistake into one message on stderr.
+    """Call ``main`` and turn a user's mistake, or a full disk, into one message on stderr.
 
     A mistake found before the ranks have met is the same on all ranks of a host, so one of each host tells it; later
     each rank tells its own. ``ENGINE_TRACEBACK=1`` shows where a message came from.
@@ -163,8 +164,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     """
     try:
         return int(main() or 0)
-    except ValueError as error:
-        if os.environ.get("ENGINE_TRACEBACK"):
+    except (ValueError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if os.environ.get("ENGINE_TRACEBACK") or not (isinstance(error, ValueError) or full):
             raise
         rank = int(os.environ.get("RANK", "0"))
         first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"

@@ -107,6 +107,7 @@ def _announce(run: RunFolder, parts: RunParts, resuming: bool) -> bool:
             say(f"{run.path} is finished at step {newest}; a larger --train.steps goes on from there")
             return True
     shape = parts.shape
+    run.claim()
     run.write_config(parts.resolved)
     run.reopen()
     for note in parts.settings.notes:

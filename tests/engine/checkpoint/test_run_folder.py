@@ -180,6 +180,17 @@ def test_newest_checkpoint_falls_back_to_one_that_is_whole(run):
     assert "step-10: rank" in text and "step-2 has no readable manifest" in text and "step-0: rank-00000" in text
 
 
+def test_one_run_at_a_time(run, tmp_path):
+    run.claim()
+    with pytest.raises(ValueError, match=r"another run is at work in train\.output .*; wait for its end"):
+        RunFolder(str(run.path)).claim()
+    second = RunFolder(str(tmp_path / "other" / "run"))
+    second.claim()
+    assert second.open(CONFIG) is False  # a claim leaves nothing in the folder
+    del second
+    RunFolder(str(tmp_path / "other" / "run")).claim()
+
+
 def test_finished(run):
     assert not run.is_finished()
     run.finish()

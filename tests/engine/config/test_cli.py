@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 from dataclasses import asdict
 from pathlib import Path
@@ -173,6 +174,14 @@ def test_one_rank_of_each_host_tells_a_mistake(rank, local_rank, error, message,
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     assert run_command(lambda: fail(error)) == 2
     assert capsys.readouterr().err == message
+
+
+def test_full_disk_is_a_message(monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    assert run_command(lambda: fail(OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"))) == 2
+    assert "error: [Errno 28] No space left on device: 'metrics.jsonl'" in capsys.readouterr().err
+    with pytest.raises(PermissionError):
+        run_command(lambda: fail(PermissionError(errno.EACCES, "Permission denied")))
 
 
 def test_exit_codes(monkeypatch):
