@@ -34,7 +34,7 @@ class CheckpointManifest:
     Attributes:
         step: optimizer steps taken.
         shapes: shape of every parameter by name.
-        optimizer: its name and step count; empty before the first step.
+        optimizer: its name, step count and loss scaler; empty before the first step.
         trainer: the training loop's own state.
         files: size and sha256 of every file of tensors.
         format: version of this layout.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from engine.checkpoint.fragments import (
     refresh_model_weights,
 )
 
-STEP = "step"
+STEP, SCALER = "step", "loss_scaler"
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def model_shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -53,7 +55,26 @@ def snapshot(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], dict[str
         tensors[label(WEIGHTS, fragment.name, offset)] = _host_copy(fragment.weights[first:last])
         for kind, values in _moments(state, fragment.key).items():
             tensors[label(kind, fragment.name, offset)] = _host_copy(fragment.of(values)[first:last])
-    return tensors, {"name": type(optimizer).__name__, STEP: steps}
+    return tensors, {"name": type(optimizer).__name__, STEP: steps, SCALER: scaler_state(engine)}
+
+
+def scaler_state(engine: Any) -> dict[str, float]:
+    """Where DeepSpeed's dynamic loss scaler is; empty where nothing is scaled. The same on every rank."""
+    scaler = _dynamic_scaler(engine)
+    return {} if scaler is None else {name: getattr(scaler, name) for name in _SCALER_FIELDS}
+
+
+def restore_scaler(engine: Any, state: Mapping[str, float]) -> None:
+    """Put the dynamic loss scaler where it was; one that was not saved, or is not there now, starts anew."""
+    scaler = _dynamic_scaler(engine)
+    if scaler is not None:
+        for name in _SCALER_FIELDS if state else ():
+            setattr(scaler, name, state[name])
+
+
+def _dynamic_scaler(engine: Any) -> Any | None:
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return scaler if getattr(scaler, "dynamic", False) else None
 
 
 def _host_copy(tensor: Tensor) -> Tensor:
@@ -98,6 +119,7 @@ def restore(engine: Any, model: nn.Module, folder: Path, manifest: CheckpointMan
     for fragment in found:
         _restore_fragment(fragment, reader, kinds, optimizer)
     refresh_model_weights(engine, found)
+    restore_scaler(engine, manifest.optimizer.get(SCALER, {}))
     engine.global_steps = manifest.step
     engine.micro_steps = manifest.step * engine.gradient_accumulation_steps()
     engine.global_samples = manifest.step * engine.train_batch_size()

@@ -93,7 +93,7 @@ def test_close_ends_the_thread_though_the_queue_is_full():
         time.sleep(0.005)
     time.sleep(0.02)
     assert len(source.asked) == PREFETCHED_STEPS + 1  # the queue is full, and one step more waits: no more memory
-    closer = threading.Thread(target=prefetcher.close)
+    closer = threading.Thread(target=prefetcher.close, daemon=True)
     closer.start()
     closer.join(timeout=20)
     assert not closer.is_alive() and not prefetch_threads()
