@@ -15,6 +15,7 @@ from preprocess.manifest import MANIFEST_NAME
 
 TOKENIZER_FOLDER = "tokenizer"
 HELDOUT_FOLDER = "heldout"
+CACHE_FOLDER = ".plans"  # what training keeps beside the shards: no part of them
 UNFINISHED_NAME = "UNFINISHED"  # there from the first write until the manifest is in place
 SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
 

@@ -32,9 +32,9 @@ from engine.train.evaluate import evaluate
 from engine.train.initial import check_initial_weights, load_initial_weights
 from engine.train.run import RunParts, run_record, run_training
 from preprocess.manifest import Manifest, read_manifest
+from preprocess.output_folder import CACHE_FOLDER
 from preprocess.tokenizer import Tokenizer, load_tokenizer
 
-PLANS = ".plans"
 MAKE_SHARDS = """make it with
   python -m preprocess tokenizer --corpus FILE... --type wordpiece --vocab_size 30000 --output tokenizer/
   python -m preprocess shards --corpus FILE... --tokenizer tokenizer/ --output {shards}"""
@@ -190,7 +190,7 @@ def open_rows(resolved: Resolved) -> tuple[RowSource, RowSource | None]:
     config, objective = resolved.config, resolved.objective
 
     def open_source(manifest: Manifest) -> RowSource:
-        folders = (manifest.folder / PLANS, Path(config.train.output).parent / PLANS)
+        folders = (manifest.folder / CACHE_FOLDER, Path(config.train.output).parent / CACHE_FOLDER)
         reader = RowReader(manifest, config.data.seq_length, objective.sequence_layout, config.seed, folders)
         return RowSource(reader, objective)
 
