@@ -143,8 +143,8 @@ class RunFolder:
             return folder, manifest, complaints
         raise ValueError("\n".join([f"{self.checkpoints} holds no whole checkpoint:", *complaints]))
 
-    def discard_after(self, step: int) -> None:
-        """Drop what lies after a step: half-written checkpoints, damaged newer ones, later lines of the metrics."""
+    def return_to(self, step: int) -> None:
+        """Drop what lies after a checkpoint: half-written ones, damaged newer ones, later lines of the metrics."""
         for leftover in self.checkpoints.glob(".step-*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
         for newer in self.steps():
@@ -155,19 +155,23 @@ class RunFolder:
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self.metrics, "".join(line for line in lines if _step_of(line) <= step))
+        self._link_model(step)
 
     def publish(self, step: int, keep: int) -> None:
         """Make a written checkpoint count: rename it, point the model link at it, drop the oldest beyond ``keep``."""
         final = self.step_folder(step)
         os.rename(self.temporary_folder(step), final)
         sync_file(self.checkpoints)
-        link = self.path / f".{MODEL}.partial"
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(CHECKPOINTS) / final.name / MODEL)
-        os.replace(link, self.model)
-        sync_file(self.path)
+        self._link_model(step)
         for old in self.steps()[:-keep] if keep else []:
             shutil.rmtree(self.step_folder(old), ignore_errors=True)
+
+    def _link_model(self, step: int) -> None:
+        link = self.path / f".{MODEL}.partial"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(CHECKPOINTS) / self.step_folder(step).name / MODEL)
+        os.replace(link, self.model)
+        sync_file(self.path)
 
     def finish(self) -> None:
         """Mark the run as ended well."""

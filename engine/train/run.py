@@ -6,13 +6,15 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.checkpoint.files import CheckpointManifest
 from engine.checkpoint.run_folder import RunFolder
 from engine.checkpoint.save import CheckpointWriter, ModelExporter
-from engine.checkpoint.state import restore
+from engine.checkpoint.state import model_shapes, refuse_other_model, restore
 from engine.config.arch import ArchConfig
 from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.train import BatchShape, TrainConfig
@@ -76,14 +78,14 @@ def run_training(parts: RunParts) -> RunFolder:
     writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
     if not resuming:
         writer.save_initial(model, TrainerState().state_dict())
-    optimizer = build_optimizer(model, parts.train.optimizer)
-    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
-    folder, manifest, complaints = from_rank_zero(run.newest_checkpoint)
+    folder, manifest, complaints = from_rank_zero(lambda: _find_checkpoint(run, model))
     seen = folder.is_dir()
     raise_together(None if seen else f"{folder} is not on {platform.node()}: all hosts must share the run folder")
     for complaint in complaints:
         say(f"passed over: {complaint}")
-    from_rank_zero(lambda: run.discard_after(manifest.step))
+    from_rank_zero(lambda: run.return_to(manifest.step))
+    optimizer = build_optimizer(model, parts.train.optimizer)
+    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
     restore(engine.deepspeed, model, folder, manifest)
     if resuming:
         say(f"going on from step {manifest.step} of {parts.train.steps} ({folder})")
@@ -95,6 +97,13 @@ def run_training(parts: RunParts) -> RunFolder:
         run.finish()
     say(f"finished: {run.model} is the model of step {parts.train.steps}")
     return run
+
+
+def _find_checkpoint(run: RunFolder, model: Model) -> tuple[Path, CheckpointManifest, list[str]]:
+    """The newest whole checkpoint, which must be of this model; and what is wrong with newer ones."""
+    folder, manifest, complaints = run.newest_checkpoint()
+    refuse_other_model(model_shapes(model), manifest.shapes, f"checkpoint {folder}")
+    return folder, manifest, complaints
 
 
 def _announce(run: RunFolder, parts: RunParts, resuming: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import io
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,9 @@ class ZeroEngine:
     ) -> None:
         import deepspeed
 
-        with contextlib.redirect_stdout(sys.stderr):
-            self.deepspeed, *_ = deepspeed.initialize(
-                model=TrainingStep(model, objective), optimizer=optimizer, config=settings.config
-            )
+        step = TrainingStep(model, objective)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures whatever the log level
+            self.deepspeed, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=settings.config)
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.device = self.deepspeed.device
         self._ranks = torch.distributed.get_world_size()

@@ -127,22 +127,25 @@ def test_steps_are_numbers_of_finished_checkpoints(run):
     assert run.steps() == [0, 2, 10]
 
 
-def test_discard_after(run):
+def test_return_to(run):
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 2, 3, 4)]
     run.metrics.write_text("\n".join([*lines[:2], "[]", *lines[2:], '{"step": 2, "lo']))
     run.temporary_folder(11).mkdir()
-    run.discard_after(2)
+    run.return_to(2)
     assert run.steps() == [0, 2]
     assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2, 2]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["damaged-step-10", "step-0", "step-2"]
+    assert os.readlink(run.model) == "checkpoints/step-2/model"
     add_checkpoint(run, 10)
-    run.discard_after(2)  # damaged at the same step again
+    run.return_to(2)  # damaged at the same step again
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["damaged-step-10", "step-0", "step-2"]
 
 
-def test_discard_leaves_a_run_that_is_whole(run):
+def test_return_to_the_newest_changes_nothing_but_a_link_that_was_not_renewed(run):
     run.metrics.write_text('{"step": 10}\n')
-    run.discard_after(10)
+    run.model.unlink()  # killed between the renames of checkpoint and link
+    run.return_to(10)
+    assert os.readlink(run.model) == "checkpoints/step-10/model"
     assert run.steps() == [0, 2, 10] and run.metrics.read_text() == '{"step": 10}\n'
 
 
