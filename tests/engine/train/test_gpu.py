@@ -1,0 +1,65 @@
+"""Training on a CUDA device: every DeepSpeed file that ships, and a killed fp16 run that goes on."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import commands
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ON_GPU = {"DS_ACCELERATOR": "cuda"}
+FILES = ("fp32", "bf16", "fp16", "zero1", "zero1_bf16", "zero2", "zero2_bf16")
+
+
+@pytest.fixture(scope="module")
+def gzip_shards(tmp_path_factory: pytest.TempPathFactory, corpus: list[Path]) -> Path:
+    """Shards that need no plugin of HDF5."""
+    pytest.importorskip("deepspeed", reason="training needs deepspeed")
+    pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
+    folder = tmp_path_factory.mktemp("gpu")
+    options = ["--type", "wordpiece", "--vocab_size", "2000", "--output", folder / "tokenizer"]
+    done = commands.preprocess("tokenizer", "--corpus", *corpus, *options)
+    assert done.returncode == 0, done.stdout
+    options = ["--tokenizer", folder / "tokenizer", "--output", folder / "shards", "--compression", "gzip"]
+    done = commands.preprocess("shards", "--corpus", *corpus, *options, "--heldout", "0.1")
+    assert done.returncode == 0, done.stdout
+    return folder / "shards"
+
+
+def options(shards: Path, output: Path, name: str) -> list[str | Path]:
+    return [
+        "--ds_config", commands.DS_CONFIGS / f"{name}.json", "--model", "bert-tiny", "--data.shards", shards,
+        "--train.output", output, "--train.steps", "30", "--train.batch_size", "32", "--train.micro_batch_size", "16",
+        "--train.save_every", "10", "--train.log_every", "1", "--train.optimizer.lr", "1e-3",
+        "--train.tensorboard", "false",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_learns(name: str, gzip_shards: Path, tmp_path: Path) -> None:
+    done = commands.run(commands.PRETRAIN, options(gzip_shards, tmp_path / "run", name), env=ON_GPU)
+    assert done.returncode == 0, done.stdout
+    losses = commands.losses(tmp_path / "run")
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_fp16_goes_on_from_a_checkpoint_as_if_unbroken(gzip_shards: Path, tmp_path: Path) -> None:
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    done = commands.run(commands.PRETRAIN, options(gzip_shards, whole, "zero2"), env=ON_GPU)
+    assert done.returncode == 0, done.stdout
+    shutil.copytree(whole, again, symlinks=True)
+    (again / "FINISHED").unlink()
+    for step in (20, 30):
+        shutil.rmtree(again / "checkpoints" / f"step-{step}")
+    done = commands.run(commands.PRETRAIN, options(gzip_shards, again, "zero2"), env=ON_GPU)
+    assert done.returncode == 0 and "going on from step 10" in done.stdout, done.stdout
+    assert commands.losses(again) == pytest.approx(commands.losses(whole), rel=1e-3)
