@@ -142,7 +142,8 @@ def transformers_model(transformers: Any, case: Case, arch: ArchConfig) -> torch
     if arch.causal:
         config = transformers.GPT2Config(
             vocab_size=case.vocab_size, n_positions=arch.max_positions, n_embd=arch.hidden_size,
-            n_layer=arch.num_layers, n_head=arch.num_heads, attn_pdrop=0.0, resid_pdrop=arch.hidden_dropout, embd_pdrop=arch.hidden_dropout,
+            n_layer=arch.num_layers, n_head=arch.num_heads, attn_pdrop=0.0, resid_pdrop=arch.hidden_dropout,
+            embd_pdrop=arch.hidden_dropout,
         )  # fmt: skip
         return transformers.GPT2LMHeadModel(config)
     config = transformers.BertConfig(
