@@ -121,7 +121,7 @@ def test_bf16_follows_the_fp32_curve(stage, shards, tmp_path, expected):
     fp32 = {} if stage == 0 else {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     config = commands.write_ds_config(
         tmp_path / "bf16.json",
-        bf16={"enabled": True},
+        bf16={"enabled": True, "immediate_grad_update": stage == 1},  # as ds_configs/bf16.json has it
         gradient_clipping=CLIP,
         zero_optimization={"stage": stage},
         **fp32,
