@@ -38,8 +38,8 @@ SAVE_EVERY = 100
 KILL_AT_STEP = 150  # between two checkpoints: what came after the last one is lost and done again
 LEARNING_RATE = {"bert-tiny": 1e-3, "gpt2-tiny": 3e-3}  # a norm before each layer (GPT-2) bears more
 FINETUNE_EPOCHS = 8
-TOO_SMALL = """A minute on 600 kB of text is far too little for pretraining to pay off in a classifier (a tiny BERT has hardly
-left the word frequencies behind by then): these accuracies show that every step of the way runs, not what it is worth."""
+TOO_SMALL = """A minute on 600 kB of text is far too little for pretraining to pay off in a classifier: a tiny BERT has
+hardly left the word frequencies behind by then. These accuracies show that every step of the way runs, no more."""
 
 
 # --- the stages -----------------------------------------------------------------------------------------------------
