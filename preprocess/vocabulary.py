@@ -60,12 +60,12 @@ def read_tokenizer_files(path: Path, lowercase: bool | None = None) -> Tokenizer
 
 
 def looks_cased(tokens: list[str]) -> bool:
-    """Whether any entry other than "[...]" has an upper-case letter."""
+    """Whether any entry other than "[...]" and "<...>" has an upper-case letter."""
     return any(token != token.lower() for token in tokens if not _is_bracketed(token))
 
 
 def _is_bracketed(token: str) -> bool:
-    return token.startswith("[") and token.endswith("]")
+    return token[:1] + token[-1:] in ("[]", "<>")
 
 
 def read_vocabulary(path: Path) -> list[str]:
