@@ -78,15 +78,13 @@ class MaskedLM:
         text = np.flatnonzero(~self.vocabulary.special[tokens])  # literal special tokens in text are never targets
         if not len(text):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        draws = philox(self.seed, row.epoch, row.index, _MASK_DRAW).random_raw(3 * len(text)).reshape(3, -1)
+        raw = philox(self.seed, row.epoch, row.index, _MASK_DRAW).random_raw(3 * len(text) + 1)
+        draws, coin = raw[:-1].reshape(3, -1), float(raw[-1] / _TWO_POW_64)
         unit = self._units(tokens, text)
         num_units = int(unit[-1]) + 1
         sizes = np.bincount(unit, minlength=num_units)
         order = np.argsort(draws[0, :num_units], kind="stable")
-        budget = max(1, round(self.config.rate * len(text)))
-        taken = order[np.cumsum(sizes[order]) <= budget]
-        if not len(taken):  # every draw began with a word above the budget
-            taken = order[:1]
+        taken = draw_units(sizes, order, self.config.rate * len(text), coin)
         chosen = np.flatnonzero(np.isin(unit, taken))
         kind, choice = draws[1, chosen] / _TWO_POW_64, draws[2, chosen]
         original = tokens[text[chosen]]
@@ -110,3 +108,26 @@ class MaskedLM:
         hidden = encode(model, batch)[target.index]  # [M, D]
         logits = model.heads[self.name](hidden, model.word_embedding)  # [M, Vp]
         return {self.name: cross_entropy_term(logits, target.labels, batch.counts[self.name], with_accuracy)}
+
+
+def draw_units(sizes: Int64, order: Int64, budget: float, coin: float) -> Int64:
+    """Units in the order drawn until a budget is spent; the one across its border is taken with a probability.
+
+    That probability is the share of the unit inside the budget, so the expected sum of sizes is the budget and long
+    units are drawn as often as short ones.
+
+    Args:
+        sizes: [U] size of each unit.
+        order: [U] a random permutation of the units.
+        budget: of sizes, not rounded.
+        coin: uniform in [0, 1).
+
+    Returns:
+        The units taken, at least one.
+    """
+    ends = np.cumsum(sizes[order])
+    whole = int(np.searchsorted(ends, budget, side="right"))
+    if whole < len(order):
+        size = int(sizes[order[whole]])
+        whole += coin < (budget - (int(ends[whole]) - size)) / size
+    return order[: max(1, whole)]
