@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 PLAN_VERSION = 1
 GROUP_PIECES = 2048
+DIGEST = "digest"
 
 Int64 = NDArray[np.int64]
 
@@ -212,6 +213,8 @@ def cached_row_plan(
 
 
 def _map_plan(folder: Path, num_tokens: int) -> RowPlan:
+    if not _is_whole(folder):
+        raise ValueError(f"{folder} holds no whole plan")
     arrays = {field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in fields(RowPlan)}
     plan = RowPlan(**arrays)
     if len(plan.piece_start) != plan.row_offsets[-1] or int(plan.piece_length.sum(dtype=np.int64)) != num_tokens:
@@ -225,8 +228,27 @@ def _store_plan(plan: RowPlan, folder: Path) -> None:
     try:
         for field in fields(RowPlan):
             np.save(temporary / f"{field.name}.npy", getattr(plan, field.name))
+        (temporary / DIGEST).write_text(_files_digest(temporary), encoding="utf-8")
+        if folder.is_dir() and not _is_whole(folder):
+            shutil.rmtree(folder)
         os.rename(temporary, folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.is_dir():  # another rank was first: its plan is the same
+        if not folder.is_dir():  # else another rank was first, and its plan is the same
             raise
+
+
+def _is_whole(folder: Path) -> bool:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return (folder / DIGEST).read_text(encoding="utf-8") == _files_digest(folder)
+    return False
+
+
+def _files_digest(folder: Path) -> str:
+    """sha256 of the plan's arrays."""
+    digest = hashlib.sha256()
+    for field in fields(RowPlan):
+        with (folder / f"{field.name}.npy").open("rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -112,3 +112,22 @@ def test_folder_that_cannot_be_written_does_no_harm(tmp_path):
 def test_row_without_room_is_an_error():
     with pytest.raises(ValueError, match="no room"):
         build_row_plan(np.array([5], np.int64), 2, MLM)
+
+
+@pytest.mark.parametrize("name", ["piece_start", "piece_length", "row_offsets", "group_tokens"])
+def test_flipped_bit_in_a_kept_plan_is_found_and_the_plan_made_anew(tmp_path, name):
+    lengths = np.array([30, 50, 70], np.int64)
+    built = cached_row_plan([tmp_path], "digest", 150, lambda: lengths, 16, MLM)
+    file = next(tmp_path.glob(f"*/{name}.npy"))
+    content = bytearray(file.read_bytes())
+    content[-8] ^= 1
+    file.write_bytes(content)
+    calls = []
+
+    def read() -> np.ndarray:
+        calls.append(1)
+        return lengths
+
+    for _ in range(2):
+        assert rows_of(cached_row_plan([tmp_path], "digest", 150, read, 16, MLM)) == rows_of(built)
+    assert len(calls) == 1  # mended at the first start
