@@ -42,6 +42,20 @@ KNOWN = (
     "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_clipping", "gradient_predivide_factor",
     "memory_breakdown", "prescale_gradients", "timers", "wall_clock_breakdown", "zero_optimization",
 )  # fmt: skip
+# Keys below the top level; "zero_optimization" leaves out what stage 3 and offload alone read.
+KNOWN_BELOW = {
+    "bf16": ("enabled", "immediate_grad_update", "check_grad_overflow"),
+    "fp16": (
+        "enabled", "auto_cast", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis",
+        "consecutive_hysteresis", "min_loss_scale",
+    ),
+    "data_types": ("grad_accum_dtype",),
+    "zero_optimization": (
+        "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce",
+        "allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_param", "offload_optimizer",
+        "ignore_unused_parameters", "round_robin_gradients",
+    ),
+}  # fmt: skip
 STAGES = (0, 1, 2)
 BLOCKS = ("bf16", "bfloat16", "data_types", "fp16", "zero_optimization")
 
@@ -108,6 +122,14 @@ def deepspeed_problems(tree: dict[str, Any], path: str, batch: BatchShape, devic
             found += _batch_problem(key, value, path, batch)
         elif key not in KNOWN:
             found.append(f"{path}: unknown key {key!r} (DeepSpeed would ignore it){nearest(key, KNOWN)}")
+    for block, known in KNOWN_BELOW.items():
+        keys = tree[block] if isinstance(tree.get(block), dict) else {}
+        unknown = [key for key in keys if key not in known]
+        found += [f"{path}: unknown or unsupported key {block}.{key}{nearest(key, known)}" for key in unknown]
+    clipping = tree.get("gradient_clipping", 0.0)
+    is_number = isinstance(clipping, int | float) and not isinstance(clipping, bool)
+    if clipping != "auto" and not (is_number and 0 <= clipping < float("inf")):
+        found.append(f"{path}: 'gradient_clipping' is {json.dumps(clipping)}; it must be a number, 0 (off) or above")
     wrong = [key for key in BLOCKS if not isinstance(tree.get(key, {}), dict)]
     found += [f"{path}: {key!r} must be an object in braces, found {json.dumps(tree[key])}" for key in wrong]
     rest = {key: value for key, value in tree.items() if key not in wrong and key not in BATCH_KEYS}
@@ -153,13 +175,17 @@ def _zero_problems(tree: dict[str, Any], path: str) -> list[str]:
 
 
 def _enabled(tree: dict[str, Any], key: str) -> bool:
-    return tree.get(key, {}).get("enabled", False) is not False
+    return tree.get(key, {}).get("enabled", False) is True
 
 
 def _precision_problems(tree: dict[str, Any], path: str, device: Device) -> list[str]:
     bf16, fp16 = _enabled(tree, "bf16") or _enabled(tree, "bfloat16"), _enabled(tree, "fp16")
     stage = tree.get("zero_optimization", {}).get("stage", 0)
-    found = []
+    found = [
+        f"{path}: {key}.enabled is {json.dumps(tree[key]['enabled'])}; it must be true or false"
+        for key in ("bf16", "bfloat16", "fp16")
+        if not isinstance(tree.get(key, {}).get("enabled", False), bool)
+    ]
     if bf16 and fp16:
         found.append(f"{path}: both bf16 and fp16 are enabled; keep one")
     if bf16 and device.type == "cuda" and not device.has_bf16:
@@ -198,6 +224,11 @@ def complete_deepspeed_config(tree: dict[str, Any], batch: BatchShape, device: D
     elif _enabled(config, "bf16") and device.type == "cpu" and not device.has_bf16:
         notes.append(
             "this CPU has no bf16 instructions: bf16 is emulated and slow; ds_configs/fp32.json is faster here"
+        )
+    rounded = config.get("data_types", {}).get("grad_accum_dtype") != "fp32"
+    if _enabled(config, "bf16") and config.get("zero_optimization", {}).get("stage", 0) > 0 and rounded:
+        notes.append(
+            "gradients add up in bf16, so the loss depends on the ranks: ds_configs/README.md says how to avoid it"
         )
     precision = "bf16" if _enabled(config, "bf16") else "fp16" if _enabled(config, "fp16") else "fp32"
     config.update(

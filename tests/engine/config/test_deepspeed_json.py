@@ -116,6 +116,11 @@ def test_completed_batch_keys():
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer is not supported"),
         ({"zero_optimization": {"offload_param": True}}, "offload_param is not supported"),
         ({"fp16": {"enabled": True}}, "fp16 needs ZeRO stage 1 or 2"),
+        ({"zero_optimization": {"stge": 2}}, "key zero_optimization.stge; did you mean stage?"),
+        ({"bf16": {"enable": True}}, "key bf16.enable; did you mean enabled?"),
+        ({"bf16": {"enabled": 0}}, "bf16.enabled is 0; it must be true or false"),
+        ({"gradient_clipping": -1}, "'gradient_clipping' is -1; it must be a number, 0 (off) or above"),
+        ({"gradient_clipping": True}, "'gradient_clipping' is true"),
         (
             {"fp16": {"enabled": True}, "bf16": {"enabled": True}, "zero_optimization": {"stage": 1}},
             "both bf16 and fp16 are enabled; keep one",
@@ -180,3 +185,9 @@ def test_missing_file_names_the_nearest(tmp_path):
     assert f"no such file; did you mean {tmp_path / 'zero2.json'}?" in str(caught.value)
     with pytest.raises(UsageError, match="no such file"):
         read_deepspeed_json(str(Path("nowhere") / "zero2.json"))
+
+
+def test_bf16_sums_are_noted():
+    tree = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+    settings = complete_deepspeed_config(tree, BatchShape(8, 2, 2), Device("cpu", has_bf16=True))
+    assert any("gradients add up in bf16" in note for note in settings.notes)
