@@ -45,7 +45,8 @@ class Benchmark:
     limit: float = 400
 
 
-BENCHMARKS = (Benchmark("train", ("benchmarks/train.py", "--device", "cuda"), needs=("torch", "deepspeed")),)
+ENGINE = ("torch", "deepspeed", "jsonargparse", "h5py", "tokenizers")
+BENCHMARKS = (Benchmark("train", ("benchmarks/train.py", "--device", "cuda"), needs=(*ENGINE, "transformers")),)
 
 
 @dataclass
