@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 C = TypeVar("C")
+SECONDS_TO_TELL = 5.0
 T = TypeVar("T")
 
 
@@ -172,6 +174,8 @@ def run_command(main: Callable[[], int | None]) -> int:
         first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
         if rank == 0 or (not isinstance(error, SharedError) and (first_of_host or _ranks_have_met())):
             print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+        else:  # a launcher ends all ranks with the first that ends: the one that tells must have told
+            time.sleep(SECONDS_TO_TELL)
         return 2
     except KeyboardInterrupt:
         return 130

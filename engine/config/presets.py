@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from engine.config.arch import check_fields
-from engine.convert.configs import DEFAULT_OBJECTIVE, arch_from_huggingface, read_json
+from engine.convert.configs import DEFAULT_OBJECTIVE, arch_from_huggingface, model_folder, read_json
 
 PRESET_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -54,7 +54,7 @@ def resolve_arch(model: str) -> tuple[dict[str, Any], str]:
     if path.suffix in YAML_SUFFIXES:
         return read_arch_file(path)
     if path.is_dir():
-        return read_arch_folder(path)
+        return read_arch_folder(model_folder(model))
     return load_preset(model)
 
 

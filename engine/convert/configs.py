@@ -186,3 +186,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: it must hold one JSON object")
     return content
+
+
+def model_folder(path: str) -> Path:
+    """The model folder that a path means: the newest model where it is a run folder, else the path itself."""
+    folder = Path(path)
+    config = folder / "config.json"
+    is_run = config.is_file() and "model_type" not in read_json(config) and (folder / "model" / "config.json").is_file()
+    return folder / "model" if is_run else folder

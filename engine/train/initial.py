@@ -12,7 +12,7 @@ import torch
 from engine.config.arch import ArchConfig
 from engine.convert.configs import read_json
 from engine.convert.huggingface import arch_from_huggingface, from_huggingface
-from engine.convert.model_folder import read_model_folder
+from engine.convert.model_folder import find_weights, read_model_folder
 from engine.models.model import Model
 from engine.train.metrics import say
 from preprocess.tokenizer import load_tokenizer
@@ -34,6 +34,7 @@ def check_initial_weights(arch: ArchConfig, folder: Path, tokenizer_digest: str)
     if not (folder / "config.json").is_file():
         raise ValueError(f"init_from {folder} is no model folder: it has no config.json")
     theirs = arch_from_huggingface(read_json(folder / "config.json"))
+    find_weights(folder)
     different = [
         f"{field.name} {getattr(theirs, field.name)} there, {getattr(arch, field.name)} here"
         for field in fields(arch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,8 @@ def test_initial_weights_of_another_model_or_tokenizer(run, finished, shards, da
     base = ["--ds_config", FP32, "--data.shards", shards, *run]
     text = fails(*base, "--init_from", finished / "model", "--model", "bert-mini")
     assert "has another architecture: hidden_size 128 there, 256 here" in text
+    text = fails(*base, "--init_from", finished, "--model", "bert-mini")  # a run folder means its newest model
+    assert f"the model in {finished / 'model'} has another architecture" in text
     assert "is no model folder: it has no config.json" in fails(*base, "--init_from", tmp_path / "none")
     other = Path(shutil.copytree(finished / "model", tmp_path / "other"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -224,6 +227,16 @@ def test_no_whole_checkpoint(finished, tmp_path, shards):
         file.write_bytes(file.read_bytes()[:-1])
     text = fails("--ds_config", FP32, "--data.shards", shards, "--train.steps", "4", *SMALL, "--train.output", run)
     assert "holds no whole checkpoint" in text and "step-2: rank-00000.safetensors has" in text
+
+
+def test_torchrun_shows_the_message_of_rank_zero(run, shards):
+    """Ranks that have nothing to tell wait: torchrun ends all ranks with the first that ends."""
+    options = ["--ds_config", FP32, "--data.shards", shards, *run, "--train.batch_size", "3"]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(commands.free_port())]
+    command = [sys.executable, *launcher, str(commands.PRETRAIN), *map(str, options)]
+    done = subprocess.run(command, env=commands.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("error: train.batch_size (3) must be a multiple") == 1
 
 
 def test_two_nodes_without_a_hostfile(run, shards):
