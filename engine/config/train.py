@@ -98,7 +98,7 @@ class TrainConfig:
     batch_size: int = 256
     micro_batch_size: int = 8
     save_every: int = 1000
-    keep_checkpoints: int = 0
+    keep_checkpoints: int = 3
     log_every: int = 10
     eval_every: int = 1000
     eval_rows: int = 1024

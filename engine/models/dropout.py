@@ -25,7 +25,7 @@ def dropout(hidden: Tensor, probability: float, training: bool) -> Tensor:
         return hidden
     if hidden.device.type != "cpu":
         return F.dropout(hidden, probability)
-    dropped = round(probability * LEVELS)
+    dropped = min(round(probability * LEVELS), LEVELS - 1)
     size = hidden.numel()
     draws = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = draws.view(torch.int16)[:size].view(hidden.shape) >= dropped - LEVELS // 2
