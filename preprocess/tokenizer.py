@@ -22,6 +22,12 @@ from preprocess.wordpiece_training import train_vocabulary
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 FALLBACK_ROLES = {"bos": "cls", "eos": "sep"}
+BERT, LANGUAGE_MODEL, CAUSAL_TEXTS = "bert", "language_model", "causal_texts"
+TEMPLATES = {  # what transformers makes of one text and of two: roles, texts $A and $B, and segments where they matter
+    BERT: (["cls:0", "$A:0", "sep:0"], ["cls:0", "$A:0", "sep:0", "$B:1", "sep:1"]),
+    LANGUAGE_MODEL: (["bos", "$A"], ["bos", "$A", "$B"]),
+    CAUSAL_TEXTS: (["$A", "eos"], ["$A", "eos", "$B", "eos"]),
+}
 
 
 class Tokenizer:
@@ -120,36 +126,57 @@ class Tokenizer:
         """Return the text of ids; words are joined by spaces, and the special tokens are written out."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=False)
 
-    def save(self, folder: Path | str) -> None:
-        """Write tokenizer.json, tokenizer_config.json and vocab.txt, the same bytes for the same tokenizer."""
+    def save(self, folder: Path | str, template: str = BERT) -> None:
+        """Write tokenizer.json, tokenizer_config.json and vocab.txt, the same bytes for the same tokenizer.
+
+        Args:
+            folder: made if missing.
+            template: key of TEMPLATES: the special tokens that transformers adds beside a model of that kind. Neither
+                ``encode`` nor ``digest`` depend on it.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         full = self._build_backend()
         full.add_special_tokens(sorted({self.tokens[index] for index in self.special_ids.values()}))
-        if {"cls", "sep"} <= self.special_ids.keys():
-            full.post_processor = self._post_processor()
+        if processor := self._post_processor(template):
+            full.post_processor = processor
         write_atomically(folder / "tokenizer.json", (full.to_str(pretty=True) + "\n").encode())
-        config = json.dumps(self._config(), ensure_ascii=False, indent=2) + "\n"
+        config = json.dumps(self._config(template), ensure_ascii=False, indent=2) + "\n"
         write_atomically(folder / "tokenizer_config.json", config.encode())
         write_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token in self.tokens).encode())
 
-    def _post_processor(self) -> processors.TemplateProcessing:
-        cls, sep = (self.tokens[self.special_ids[role]] for role in ("cls", "sep"))
+    def _post_processor(self, template: str) -> processors.TemplateProcessing | None:
+        """Return the template with tokens for roles; None where the vocabulary lacks one of them."""
+        single, pair = TEMPLATES[template]
+        roles = dict.fromkeys(role for item in pair if (role := item.partition(":")[0]) in ROLES)
+        if not roles.keys() <= self.special_ids.keys():
+            return None
+        tokens = {role: self.tokens[self.special_ids[role]] for role in roles}
+
+        def filled(items: list[str]) -> list[str]:
+            parts = (item.partition(":") for item in items)
+            return [f"{tokens.get(name, name)}{colon}{segment}" for name, colon, segment in parts]
+
         return processors.TemplateProcessing(
-            single=f"{cls}:0 $A:0 {sep}:0",
-            pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-            special_tokens=[(cls, self.special_ids["cls"]), (sep, self.special_ids["sep"])],
+            single=filled(single),
+            pair=filled(pair),
+            special_tokens=[(token, self.special_ids[role]) for role, token in tokens.items()],
         )
 
-    def _config(self) -> dict[str, object]:
-        """Settings for transformers; naming the class makes it right beside the config of any architecture."""
-        own = {role: index for role, index in self.special_ids.items() if self._is_own_role(role)}
+    def _config(self, template: str) -> dict[str, object]:
+        """Settings for transformers; naming the class makes it right beside the config of any architecture.
+
+        transformers' BertTokenizer puts its own template over that of tokenizer.json, so only BERT's files name it.
+        GPT-2 would add the embeddings of token_type_ids to those of the tokens, so its files do not list them.
+        """
+        is_bert = template == BERT
+        own = {role: index for role, index in self.special_ids.items() if not is_bert or self._is_own_role(role)}
         return {
-            "tokenizer_class": "BertTokenizer",
+            "tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast",
             "do_lower_case": self.normalization.lowercase,
             "strip_accents": self.normalization.strip_accents,
             "tokenize_chinese_chars": self.normalization.handle_chinese_chars,
-            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            "model_input_names": ["input_ids", *(["token_type_ids"] if is_bert else []), "attention_mask"],
             **{f"{role}_token": self.tokens[index] for role, index in own.items()},
         }
 

@@ -33,7 +33,7 @@ from engine.train.initial import check_initial_weights, load_initial_weights
 from engine.train.run import RunParts, run_record, run_training
 from preprocess.manifest import Manifest, read_manifest
 from preprocess.output_folder import CACHE_FOLDER
-from preprocess.tokenizer import Tokenizer, load_tokenizer
+from preprocess.tokenizer import BERT, LANGUAGE_MODEL, Tokenizer, load_tokenizer
 
 MAKE_SHARDS = """make it with
   python -m preprocess tokenizer --corpus FILE... --type wordpiece --vocab_size 30000 --output tokenizer/
@@ -216,10 +216,11 @@ def initial_model(resolved: Resolved, fresh: bool) -> Model:
 
 
 def export(resolved: Resolved, folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write weights as a Hugging Face folder with the shards' tokenizer."""
+    """Write weights as a Hugging Face folder; its tokenizer adds the special tokens of the model's sequences."""
     heads = [resolved.objective.name]
     config, tensors = to_huggingface(weights, resolved.arch, heads, resolved.tokenizer.special_ids)
-    write_model_folder(folder, config, tensors, resolved.manifest.folder / "tokenizer")
+    resolved.tokenizer.save(folder, LANGUAGE_MODEL if resolved.arch.causal else BERT)
+    write_model_folder(folder, config, tensors, None)
 
 
 def resolved_tree(resolved: Resolved) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
+from preprocess.tokenizer import CAUSAL_TEXTS, LANGUAGE_MODEL, Tokenizer, load_tokenizer, train_wordpiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -107,6 +107,43 @@ def test_casing_of_a_bare_vocabulary(tmp_path: Path, shared_data: Path) -> None:
     assert "entries have upper-case letters, so text is kept cased" in cased.notes[0]
     assert load_tokenizer(tmp_path / "vocab.txt", lowercase=True).normalization.lowercase
     assert load_tokenizer(tmp_path, lowercase=True).normalization.lowercase  # a folder with nothing but vocab.txt
+
+
+def test_chinese_vocabulary_of_google_is_uncased(shared_data: Path) -> None:
+    """Its only upper-case letters are in <S> and <T>."""
+    transformers = pytest.importorskip("transformers")
+    path = shared_data / "vocab" / "google_zh_vocab.txt"
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.normalization.lowercase
+    theirs = transformers.BertTokenizerFast(vocab=str(path))
+    text = (shared_data / "raw_zh_clue_news" / "doc_per_line.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.split("\n") if line != line.lower()][:300]
+    assert len(lines) == 300
+    expected = theirs(lines, add_special_tokens=False)["input_ids"]
+    ids, counts = tokenizer.encode(lines)
+    assert counts.tolist() == [len(row) for row in expected]
+    assert ids.tolist() == [token for row in expected for token in row]
+
+
+@pytest.mark.parametrize(
+    ("template", "single", "pair"),
+    [(LANGUAGE_MODEL, "[CLS] a", "[CLS] a b"), (CAUSAL_TEXTS, "a [SEP]", "a [SEP] b [SEP]")],
+)
+def test_saved_for_a_causal_model(tmp_path: Path, tokenizer: Tokenizer, template: str, single: str, pair: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path, template)
+    assert load_tokenizer(tmp_path).digest == tokenizer.digest
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for texts, expected in ((("A",), single), (("A", "B"), pair)):
+        encoded = theirs(*texts)
+        assert list(encoded) == ["input_ids", "attention_mask"]
+        assert encoded["input_ids"] == [tokenizer.tokens.index(token) for token in expected.split()]
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (2, 3, 0)
+    text = "The masking of Café 中文, tokens"
+    assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode([text])[0].tolist()
+    (tmp_path / "tokenizer.json").unlink()
+    assert load_tokenizer(tmp_path).digest == tokenizer.digest  # from vocab.txt and the settings
 
 
 @pytest.mark.parametrize(
