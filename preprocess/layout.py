@@ -7,6 +7,8 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from preprocess.text_errors import check_no_nul
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SENTENCE_PER_LINE = "sentence_per_line"
 DOCUMENT_PER_LINE = "document_per_line"
@@ -14,9 +16,9 @@ LAYOUTS = (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)
 
 SAMPLE_BYTES = 4 << 20
 MAX_DESCRIBED_FILES = 12
-MAX_LINES_PER_DOCUMENT = 20_000  # more lines than this between blank lines: the blank lines are accidents
+HEAD_BYTES = 1 << 20
 MAX_LINES_WITHOUT_BLANK = 2000  # so many lines without any blank line are not one document
-MAX_LINES_PER_BLOCK = 500  # blocks of at most so many lines are documents, whatever the user says
+MAX_LINES_PER_DOCUMENT = 500  # chapters have up to a few hundred lines; blank lines further apart are accidents
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,30 @@ class LayoutReport:
         """Documents in what was looked at."""
         return self.num_blocks if self.layout == SENTENCE_PER_LINE else self.num_lines
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether lines were detected as documents although there are blank lines between them."""
+        return not self.given and self.layout == DOCUMENT_PER_LINE and self.num_blocks > 1
+
 
 def describe_layouts(reports: Sequence[LayoutReport]) -> list[str]:
-    """Return lines for the user: one a file, or one a layout where there are many files."""
+    """Return lines for the user: one a file, or one a layout where there are many files; and a note on doubts."""
+    return [*_descriptions(reports), *_note([report for report in reports if report.is_doubtful])]
+
+
+def _note(doubtful: Sequence[LayoutReport]) -> list[str]:
+    if not doubtful:
+        return []
+    most = max(doubtful, key=lambda report: report.num_lines / report.num_blocks)
+    where = most.path if len(doubtful) == 1 else f"{len(doubtful):,} files, such as {most.path}"
+    return [
+        f"note: blank lines were taken as accidents in {where}: they separate blocks of "
+        f"{most.num_lines / most.num_blocks:,.1f} lines on average, and documents of sentences have at most "
+        f"{MAX_LINES_PER_DOCUMENT}; --layout {SENTENCE_PER_LINE} makes every block a document instead of every line"
+    ]
+
+
+def _descriptions(reports: Sequence[LayoutReport]) -> list[str]:
     if len(reports) <= MAX_DESCRIBED_FILES:
         return [_describe(report.path, [report]) for report in reports]
     lines = []
@@ -77,7 +100,8 @@ def detect_layout(path: str, layout: str = "auto") -> LayoutReport:
         layout: "auto", or the layout that the user gave; then the file may only not contradict it.
 
     Raises:
-        ValueError: if the file cannot be read, or is nothing like ``layout``.
+        ValueError: if the file cannot be read, has a NUL byte or old Macintosh line ends at its beginning, or is
+            nothing like ``layout``.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -89,6 +113,7 @@ def detect_layout(path: str, layout: str = "auto") -> LayoutReport:
             sample = file.read(SAMPLE_BYTES)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    _check_text(path, sample)
     whole = len(sample) == num_bytes
     lines = [bool(line.strip()) for line in sample.removeprefix(BYTE_ORDER_MARK).split(b"\n")]
     if not whole and len(lines) > 1:
@@ -103,6 +128,16 @@ def detect_layout(path: str, layout: str = "auto") -> LayoutReport:
     return LayoutReport(path, chosen, num_bytes, len(sample), num_lines, num_blocks, layout != "auto")
 
 
+def _check_text(path: str, sample: bytes) -> None:
+    check_no_nul(path, 0, sample)
+    head = sample[:HEAD_BYTES]
+    if b"\r" in head and b"\n" not in head:
+        raise ValueError(
+            f"{path} has the line ends of old Macintosh files: carriage returns and no line feed in its first "
+            f"{len(head):,} bytes, so it would be one line; convert it: tr '\\r' '\\n' < {path} > NEW_FILE"
+        )
+
+
 def _check_given(path: str, layout: str, num_lines: int, num_blocks: int) -> None:
     if layout == SENTENCE_PER_LINE and num_blocks <= 1 and num_lines > MAX_LINES_WITHOUT_BLANK:
         raise ValueError(
@@ -111,7 +146,7 @@ def _check_given(path: str, layout: str, num_lines: int, num_blocks: int) -> Non
             "documents"
         )
     lines_per_block = num_lines / max(1, num_blocks)
-    if layout == DOCUMENT_PER_LINE and num_blocks > 1 and 1.5 <= lines_per_block <= MAX_LINES_PER_BLOCK:
+    if layout == DOCUMENT_PER_LINE and num_blocks > 1 and 1.5 <= lines_per_block <= MAX_LINES_PER_DOCUMENT:
         raise ValueError(
             f"--layout document_per_line does not fit {path}: blank lines separate {num_blocks:,} blocks of "
             f"{lines_per_block:.1f} lines on average, as in sentence_per_line; give --layout sentence_per_line, or "

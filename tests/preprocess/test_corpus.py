@@ -190,7 +190,8 @@ def test_inputs_are_found_in_order(tmp_path: Path) -> None:
         ),
         ("one\ntwo\nthree\n\n\n", DOCUMENT_PER_LINE, "3 documents, 3 lines (sentences), 1.0 lines per document"),
         ("one\n" * 50_000 + "\none", DOCUMENT_PER_LINE, "50,001 documents, 50,001 lines (sentences)"),
-        ("one\n" * 9000 + "\n" + "one\n" * 9000, SENTENCE_PER_LINE, "9000.0 lines per document"),
+        ("one\n" * 500 + "\n" + "one\n" * 500, SENTENCE_PER_LINE, "500.0 lines per document"),
+        ("one\n" * 501 + "\n" + "one\n" * 501, DOCUMENT_PER_LINE, "1,002 documents"),
         ("a single line", DOCUMENT_PER_LINE, "1 documents, 1 lines (sentences)"),
     ],
 )
@@ -201,6 +202,28 @@ def test_layouts_are_detected(tmp_path: Path, text: str, layout: str, told: str)
     assert corpus.files[0].layout == layout
     assert told in reports[0]
     assert f"{len(text.encode()):,} bytes, {layout} (detected)" in reports[0]
+
+
+def test_a_stray_blank_line_is_told(tmp_path: Path) -> None:
+    """One blank line in a file of a document per line does not make two documents of it."""
+    path = tmp_path / "x.txt"
+    path.write_text("one document\n" * 9750 + "\n" + "one document\n" * 9750)
+    corpus, reports = open_corpus([str(path)])
+    assert corpus.files[0].layout == DOCUMENT_PER_LINE
+    assert "19,500 documents" in reports[0]
+    assert len(reports) == 2
+    assert "note: blank lines were taken as accidents in" in reports[1]
+    assert "blocks of 9,750.0 lines on average" in reports[1] and "--layout sentence_per_line makes" in reports[1]
+    assert len(open_corpus([str(path)], DOCUMENT_PER_LINE)[1]) == 1  # the user knows
+    (tmp_path / "y.txt").write_text("one document\n" * 9000 + "\n\none document\n")
+    assert f"in 2 files, such as {path}: " in open_corpus([str(tmp_path)])[1][-1]
+
+
+def test_chapters_are_documents(shared_data: Path) -> None:
+    """Chapters of Chinese histories, 238 sentences each on average."""
+    corpus, reports = open_corpus([str(shared_data / "raw_zh_modern_histories" / "modern.txt")])
+    assert corpus.files[0].layout == SENTENCE_PER_LINE
+    assert len(reports) == 1
 
 
 def test_many_files_are_summed_up(tmp_path: Path) -> None:
@@ -247,6 +270,26 @@ def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r"cannot read .*pipe: it is no ordinary file"):
         open_corpus([str(tmp_path / "pipe")])
+
+
+@pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
+def test_old_macintosh_line_ends_are_refused(tmp_path: Path, layout: str) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"one\rtwo\r\rthree\r" * 5)
+    message = r"x.txt has the line ends of old Macintosh files: .*first 75 bytes.*: tr '\\r' '\\n' < .*x.txt > NEW_FILE"
+    with pytest.raises(ValueError, match=message):
+        open_corpus([str(path)], layout)
+    path.write_bytes(b"one\r" * (1 << 19) + b"\n")
+    with pytest.raises(ValueError, match="first 1,048,576 bytes"):
+        open_corpus([str(path)], layout)
+    path.write_bytes(b"one\rtwo\r\n")
+    assert open_corpus([str(path)], layout)[0].num_bytes == 9
+
+
+def test_a_binary_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"one\rtwo\0")
+    with pytest.raises(ValueError, match=r"x.bin is not text: NUL byte at offset 7 \(line 1\)"):
+        open_corpus([str(tmp_path)])
 
 
 def test_linked_folders_are_read(tmp_path: Path) -> None:
