@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -29,7 +29,8 @@ def shard_name(block: int) -> str:
 def claim(folder: Path) -> Iterator[bool]:
     """Hold ``folder`` for a run; the value is whether leftovers of an unfinished one were removed.
 
-    Half-written files are removed in any case, and the mark of an unfinished run if no exception passes.
+    Half-written files are removed in any case, and the mark of an unfinished run if no exception passes. A ValueError
+    is a fault of the inputs, which another run would meet again: all that was written is removed, a new folder too.
 
     Raises:
         ValueError: if there is anything in it that no run of ours left there, or a run is at work there.
@@ -44,19 +45,30 @@ def claim(folder: Path) -> Iterator[bool]:
         raise ValueError(
             f"--output {folder} is not empty and has no {MANIFEST_NAME} (it holds {shown}); give a new or empty folder"
         )
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / UNFINISHED_NAME, "w", encoding="utf-8") as mark:
         _lock(mark, folder)
         mark.write(f"Shards are being written here, or their run was stopped: there is no {MANIFEST_NAME} yet.\n")
         mark.flush()
         leftovers = [entry for entry in entries if entry.name != UNFINISHED_NAME]
-        for entry in leftovers:
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+        _remove(leftovers)
         try:
             yield bool(leftovers)
+        except ValueError:
+            _remove([entry for entry in folder.iterdir() if is_ours(entry.name)])
+            if is_new:
+                with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+                    folder.rmdir()
+            raise
         finally:
             remove_temporary_files(folder)
         finish(folder)
+
+
+def _remove(entries: Sequence[Path]) -> None:
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
 
 def _lock(mark: TextIO, folder: Path) -> None:

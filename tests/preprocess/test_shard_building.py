@@ -251,6 +251,28 @@ def test_full_disk_with_workers(vocabulary_file: Path, tmp_path: Path, repositor
     assert "UNFINISHED" in done.stdout and "manifest.json" not in done.stdout and ".tmp" not in done.stdout
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(b"two\0", r"NUL byte at offset \d"), (b"t\xffo", r"is not UTF-8: byte 0xff"), (b"\x1f\x8b\xff", "gzip")],
+)
+def test_bad_text_leaves_no_output(
+    corpus_folder: Path, vocabulary_file: Path, tmp_path: Path, workers: int, bad: bytes, message: str
+) -> None:
+    late = b"the cat\n" * (1 << 20) if b"\0" in bad else b""  # beyond what is looked at before
+    (tmp_path / "bad.txt").write_bytes(bad if not late else late + bad)
+    output = tmp_path / "shards"
+    inputs = [corpus_folder, tmp_path / "bad.txt"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            run(inputs, vocabulary_file, output, workers=workers, shard_bytes=1 << 20)
+        assert not output.exists()
+    output.mkdir()
+    with pytest.raises(ValueError, match=message):
+        run(inputs, vocabulary_file, output, workers=workers, shard_bytes=1 << 20)
+    assert list(output.iterdir()) == []  # the user's own folder
+
+
 def processes_of_group(group: int) -> list[int]:
     """Return the processes of a process group that still run."""
     found = []
