@@ -275,6 +275,8 @@ def test_full_disk_keeps_the_last_checkpoint(small_disk, shards):
         "20",
         "--train.save_every",
         "1",
+        "--train.keep_checkpoints",
+        "0",
     ]
     text = fails(*options, "--train.output", output)
     assert "could not be written: No space left on device" in text and "MiB free" in text

@@ -24,7 +24,7 @@ def options(shards: Path, output: Path, ds_config: Path, *more: str) -> list[str
         "--ds_config", ds_config, *TINY, "--data.shards", shards, "--data.seq_length", "64", "--train.output", output,
         "--train.steps", str(STEPS), "--train.batch_size", "8", "--train.micro_batch_size", "2",
         "--train.log_every", "1", "--train.save_every", "2", "--train.eval_every", "4", "--train.eval_rows", "10",
-        "--train.optimizer.lr", "1e-3", *more,
+        "--train.optimizer.lr", "1e-3", "--train.keep_checkpoints", "0", *more,
     ]  # fmt: skip
 
 
