@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,17 +114,18 @@ def test_a_killed_run_ends_bit_identical(bert, tmp_path):
     more = ("--train.steps", "120", "--train.save_every", "5", "--train.eval_every", "40")
     unbroken, broken = (tiny.options(bert, file, tmp_path / name, *more) for name in ("unbroken", "broken"))
     tiny.finetune(unbroken)
-    kill_at_step(commands.launch_command(tiny.FINETUNE, broken, None), tmp_path / "broken", 27)
+    step = int(np.random.default_rng().integers(1, 100))  # anywhere, also before the first checkpoint
+    kill_at_step(commands.launch_command(tiny.FINETUNE, broken, None), tmp_path / "broken", step)
     assert not (tmp_path / "broken" / "results.json").exists()
     done = tiny.finetune(broken)
-    assert "going on from step" in done.stdout
-    assert weights(tmp_path / "unbroken") == weights(tmp_path / "broken")
+    assert "going on from step" in done.stdout, f"killed at step {step}"
+    assert weights(tmp_path / "unbroken") == weights(tmp_path / "broken"), f"killed at step {step}"
     differing = {"seconds"}
     kept = [
         {k: v for k, v in results(tmp_path / name).items() if k not in differing} for name in ("unbroken", "broken")
     ]
-    assert kept[0] == kept[1]
-    assert commands.losses(tmp_path / "unbroken") == commands.losses(tmp_path / "broken")
+    assert kept[0] == kept[1], f"killed at step {step}"
+    assert commands.losses(tmp_path / "unbroken") == commands.losses(tmp_path / "broken"), f"killed at step {step}"
 
 
 def kill_at_step(command: list[str], run: Path, step: int) -> None:
@@ -133,7 +135,7 @@ def kill_at_step(command: list[str], run: Path, step: int) -> None:
     )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").is_file() or f'"step": {step},' not in (run / "metrics.jsonl").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline, f"to be killed at step {step}"
         time.sleep(0.002)
     process.kill()
     process.wait()
