@@ -61,7 +61,8 @@ class FinetuneConfig:
         test_file: file to evaluate on at the end.
         task: what is learned: classification.
         random_init: start from random weights in the model's architecture, to compare.
-        columns: names of the columns, for files whose first line does not name them: label,text_a,text_b.
+        columns: names of the columns, for files whose first line does not name them: label,text_a,text_b; or, where it
+            has other names, which is which: label=sentiment,text_a=review.
         max_length: tokens of an example, special tokens included; longer ones are cut and counted.
         epochs: passes over the training file; train.steps, where given, decides instead.
         output: run folder, the same as --train.output.
@@ -113,7 +114,8 @@ class PredictConfig:
         model: folder of a fine-tuned model, or run folder of a fine-tuning.
         input: tab-separated file with the column text_a and, for a model of pairs, text_b; others are left alone.
         output: file to write: a first line with the names of the columns, then a line for each line of the input.
-        columns: names of the columns, for a file whose first line does not name them, such as text_a,text_b.
+        columns: names of the columns, for a file whose first line does not name them, such as text_a,text_b; or, where
+            it has other names, which is which: text_a=review.
         probabilities: write a column probability_LABEL for each class too.
         batch_size: lines per forward pass.
     """

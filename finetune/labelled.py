@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.cli import collect
+from finetune.columns import LABEL, TEXT_A, parse_columns
 from finetune.config import FinetuneConfig
 from finetune.sequences import SequenceBuilder
 from finetune.source import Examples, build_sequences
-from finetune.tables import LABEL, TEXT_A, Row, Table, open_table, parse_columns
+from finetune.tables import Row, Table, open_table
 from finetune.tasks.base import Task
 from finetune.tasks.registry import TASKS
 
@@ -32,15 +33,8 @@ class LabelledFile:
 
     def notes(self, task: Task) -> list[str]:
         """What a user should know of the file, in sentences for the log."""
-        found = []
-        if unused := [name for name in self.table.names if name not in (LABEL, *task.columns)]:
-            found.append(f"{self.table.path}: column(s) not used: {', '.join(unused)}")
-        if len(self.rows) > 20 and 2 * len(task.labels) > len(self.rows):
-            found.append(
-                f"{self.table.path}: {len(task.labels):,} classes for {len(self.rows):,} examples; is the column label "
-                "the right one?"
-            )
-        return found
+        unused = [name for name in self.table.names if name not in (LABEL, *task.columns)]
+        return [f"{self.table.path}: column(s) not used: {', '.join(unused)}"] if unused else []
 
 
 def read_labelled_files(config: FinetuneConfig, problems: list[str]) -> tuple[Task | None, dict[str, LabelledFile]]:

@@ -13,11 +13,12 @@ from typing import TextIO
 import torch
 
 from engine.config.cli import UsageError, collect
+from finetune.columns import TEXT_A, parse_columns
 from finetune.config import PredictConfig
 from finetune.model_folder import FinetunedModel, load_finetuned_model
 from finetune.sequences import TokenSequence
 from finetune.source import build_sequences
-from finetune.tables import TEXT_A, Row, Table, open_table, parse_columns
+from finetune.tables import Row, Table, open_table
 from preprocess.progress import progress_bar
 
 CHUNK_LINES = 4096

@@ -17,11 +17,13 @@ from engine.data.batch import PackedBatch, Targets
 from engine.models.heads import SequenceClassificationHead
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, cross_entropy_term, encode
-from finetune.tables import LABEL, TEXT_A, TEXT_B, Row, Table
+from finetune.columns import LABEL, TEXT_A, TEXT_B
+from finetune.tables import Row, Table, looks_like_header, other_columns
 from finetune.tasks.base import Float64, Int64
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _SHOWN_LABELS = 20
+_DOUBTFUL_LABELS = 20  # more classes than this, and than half of the rows, and the labels are something else
 
 
 class Classification:
@@ -40,12 +42,19 @@ class Classification:
         """Take the classes from a training file; a column text_b makes it a task of pairs.
 
         Raises:
-            ValueError: if a label is empty or there are fewer than two classes.
+            ValueError: if a label is empty, there are fewer than two classes, or the labels look like no labels.
         """
         column = table.column(LABEL)
         labels = sorted_labels(label_of(table, row, column) for row in rows)
         if len(labels) < 2:
             raise ValueError(f"{table.path}: all {len(rows):,} examples have the label {labels[0]!r}; two are needed")
+        if len(labels) > _DOUBTFUL_LABELS and 2 * len(labels) > len(rows):
+            raise ValueError(
+                f"{table.path}: {len(labels):,} classes for {len(rows):,} examples; column {column + 1} of "
+                f"{len(table.names)} was taken as the label; if that is wrong, {other_columns(table, rows)}; if it is "
+                "right, leave out the classes with few examples"
+            )
+        check_first_line(table, rows, column)
         return cls(labels, pair=TEXT_B in table.names)
 
     @classmethod
@@ -74,7 +83,7 @@ class Classification:
             known = ", ".join(self.labels[:_SHOWN_LABELS]) + (", ..." if len(self.labels) > _SHOWN_LABELS else "")
             raise ValueError(
                 f"{table.path}, line {row.line:,}: the label {row.cells[column]!r} is not in the training file, "
-                f"which has {known}"
+                f"which has {known}" + ("" if table.has_header or row.line > 1 else f"; {looks_like_header(table)}")
             )
         return np.array(targets, np.int64)
 
@@ -128,6 +137,14 @@ def label_of(table: Table, row: Row, column: int) -> str:
     if not label:
         raise ValueError(f"{table.path}, line {row.line:,}: the label is empty")
     return label
+
+
+def check_first_line(table: Table, rows: Sequence[Row], column: int) -> None:
+    """Refuse a first line that was taken as an example and whose class no other line has, unless all are integers."""
+    first, *others = (label_of(table, row, column) for row in rows)
+    if table.has_header or first in others or all(map(_INTEGER.fullmatch, (first, *others))):
+        return
+    raise ValueError(f"{table.path}, line 1: no other line has the label {first!r}; {looks_like_header(table)}")
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from engine.config.arch import ArchConfig
+from finetune.columns import parse_columns
 from finetune.sequences import SequenceBuilder, truncate_longest_first
-from finetune.tables import open_table, parse_columns
+from finetune.tables import open_table
 from preprocess.tokenizer import Tokenizer, load_tokenizer
 from tests.finetune import tiny
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.tables import Row, Table, open_table, parse_columns
+from finetune.columns import parse_columns
+from finetune.tables import Row, Table, open_table
 
 NEEDED = ("label", "text_a")
 

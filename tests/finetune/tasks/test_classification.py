@@ -16,7 +16,7 @@ from finetune.tasks.registry import TASKS
 from preprocess.tokenizer import train_wordpiece
 from tests.finetune import tiny
 
-TABLE = Table("file.tsv", ("label", "text_a"), True)
+TABLE = Table("file.tsv", ("label", "text_a"), True, ("label", "text_a"))
 
 
 def rows(*labels: str) -> list[Row]:
@@ -40,9 +40,8 @@ def test_targets():
     task = Classification.for_training(TABLE, rows("yes", " no", "yes", "may be"))
     assert task.labels == ("may be", "no", "yes") and task.columns == ("text_a",)
     assert task.targets(TABLE, rows("no", "yes")).tolist() == [1, 2]
-    assert Classification.for_training(Table("p", ("label", "text_b", "text_a"), True), rows("0", "1")).settings() == {
-        "pair": True
-    }
+    names = ("label", "text_b", "text_a")
+    assert Classification.for_training(Table("p", names, True, names), rows("0", "1")).settings() == {"pair": True}
 
 
 def test_refusals():
@@ -55,6 +54,48 @@ def test_refusals():
         ValueError, match=r"line 3: the label 'x' is not in the training file, which has 0, .*19, \.\.\."
     ):
         task.targets(TABLE, rows("1", "x"))
+
+
+def test_the_label_of_a_first_line_that_no_other_line_has():
+    def train(first: str, *others: str, has_header: bool = False) -> Classification:
+        table = Table("file.tsv", ("text_a", "label"), has_header, ("x" if has_header else "review", first))
+        cells = [["review", first], *(["text", label] for label in others)]
+        return Classification.for_training(table, [Row(line, row) for line, row in enumerate(cells, 1)])
+
+    with pytest.raises(
+        ValueError,
+        match=r"file\.tsv, line 1: no other line has the label 'sentiment'; line 1 \('review\\tsentiment'\) looks "
+        r"like the names.*: --columns text_a=review,label=sentiment; if it is an example, put a line with the names",
+    ):
+        train("sentiment", "0", "1", "0", "1")
+    with pytest.raises(ValueError, match="no other line has the label 'class'"):
+        train("class", "good", "bad", "good")
+    with pytest.raises(ValueError, match="If it is, leave out --columns; if it is an example"):
+        train("label", "0", "1", "0")
+    assert train("2", "0", "1", "0").labels == ("0", "1", "2")  # no name of a column is an integer among integers
+    assert train("good", "bad", "good").labels == ("bad", "good")
+    assert train("fair", "bad", "good", has_header=True).labels == ("bad", "fair", "good")
+
+
+def test_a_class_for_every_row():
+    texts = [[f"text {number}", str(number % 2)] for number in range(30)]
+    rows = [Row(line, row) for line, row in enumerate(texts, 2)]
+    for has_header, option in ((False, "text_a,label"), (True, "text_a=label,label=text_a")):
+        table = Table(
+            "file.tsv", ("label", "text_a"), has_header, ("label", "text_a") if has_header else tuple(texts[0])
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"file\.tsv: 30 classes for 30 examples; column 1 of 2 was taken as the label.*"
+            rf"say with --columns .*, such as --columns {option}; if it is right, leave out the classes",
+        ):
+            Classification.for_training(table, rows)
+    table = Table("file.tsv", ("text_a", "label"), True, ("text_a", "label"))
+    many = [Row(line, ["some text", str(line)]) for line in range(21)]
+    with pytest.raises(ValueError, match=r"column 2 of 2 was taken as the label.*which column holds the labels; if"):
+        Classification.for_training(table, many)
+    assert len(Classification.for_training(table, many[:20]).labels) == 20
+    assert len(Classification.for_training(table, many * 2).labels) == 21
 
 
 def brute_force_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
