@@ -20,6 +20,7 @@ from engine.config.deepspeed_json import (
 from engine.config.presets import resolve_arch
 from engine.config.pretrain import OBJECTIVE_NAMES, PretrainConfig
 from engine.config.train import BatchShape
+from engine.convert.configs import model_folder
 from engine.convert.huggingface import huggingface_class, to_huggingface
 from engine.convert.model_folder import write_model_folder
 from engine.data.rows import RowReader
@@ -30,6 +31,7 @@ from engine.objectives.registry import build_objective
 from engine.train.distributed import describe_device, global_rank, init_distributed, raise_together, world_size
 from engine.train.evaluate import evaluate
 from engine.train.initial import check_initial_weights, load_initial_weights
+from engine.train.metrics import say
 from engine.train.run import RunParts, run_record, run_training
 from preprocess.manifest import Manifest, read_manifest
 from preprocess.output_folder import CACHE_FOLDER
@@ -63,6 +65,8 @@ def pretrain(config: PretrainConfig) -> RunFolder:
     resolved = resolve(config)
     device = init_distributed()
     source, held_out = open_rows(resolved)
+    if held_out is None:
+        say(f"note: {config.data.shards} holds no held-out documents: nothing is evaluated")
     objective = resolved.objective
 
     def evaluate_held_out(model: Model) -> dict[str, float]:
@@ -170,7 +174,7 @@ def _override(config: PretrainConfig, found: dict[str, Any], vocab_size: int) ->
 def _arch_problems(config: PretrainConfig, arch: ArchConfig, tokenizer: Tokenizer) -> list[str]:
     problems = arch.problems()
     if config.init_from:
-        folder = Path(config.init_from)
+        folder = model_folder(config.init_from)
         collect(problems, lambda: check_initial_weights(arch, folder, tokenizer.digest))
     if config.data.seq_length > arch.max_positions:
         problems.append(
@@ -211,7 +215,7 @@ def initial_model(resolved: Resolved, fresh: bool) -> Model:
     objective = resolved.objective
     model = build_model(resolved.arch, {objective.name: objective.make_head(resolved.arch)}, resolved.config.seed)
     if fresh and resolved.config.init_from:
-        load_initial_weights(model, resolved.arch, Path(resolved.config.init_from))
+        load_initial_weights(model, resolved.arch, model_folder(resolved.config.init_from))
     return model
 
 
