@@ -3,9 +3,9 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=find_packages(include=["engine*", "finetune*", "kernels*", "preprocess*"]),
+    packages=find_packages(include=["engine*", "finetune*", "preprocess*"]),
     package_dir={
         "": "."
     },  # an editable install then puts the checkout itself on the path, packages added later included
-    package_data={"engine": ["presets/*.yaml", "recipes/*.yaml"]},
+    package_data={"engine": ["presets/*.yaml"]},
 )

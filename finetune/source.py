@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.batch import PackedBatch
+from engine.data.draws import Draw
 from engine.data.order import permutation, philox
 from finetune.sequences import SequenceBuilder, TokenSequence
 from finetune.tables import Row, Table
 from finetune.tasks.base import Task
-
-_EXAMPLE_DRAW = 4  # call site of the generator, beside those of pretraining
 
 Int64 = NDArray[np.int64]
 
@@ -74,5 +73,5 @@ class ExampleSource:
     def _order(self, epoch: int) -> Int64:
         if epoch not in self._orders:
             self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}  # at most two stay in memory
-            self._orders[epoch] = permutation(self.num_samples, philox(self.seed, epoch, 0, _EXAMPLE_DRAW))
+            self._orders[epoch] = permutation(self.num_samples, philox(self.seed, epoch, 0, Draw.EXAMPLES))
         return self._orders[epoch]

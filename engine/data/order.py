@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.data.draws import Draw
+
 BUFFER_GROUPS = 32
-_GROUP_DRAW, _ROW_DRAW = 0, 1
 
 Int64 = NDArray[np.int64]
 
@@ -41,7 +42,7 @@ class EpochOrder:
         self.seed, self.epoch = seed, epoch
         self._group_offsets = group_offsets
         num_groups = len(group_offsets) - 1
-        self._groups = permutation(num_groups, philox(seed, epoch, 0, _GROUP_DRAW))
+        self._groups = permutation(num_groups, philox(seed, epoch, 0, Draw.GROUPS))
         rows_of_group = np.diff(group_offsets)[self._groups]
         first_group = np.arange(0, num_groups, BUFFER_GROUPS)
         buffer_rows = np.add.reduceat(rows_of_group, first_group)
@@ -64,5 +65,5 @@ class EpochOrder:
                 [np.arange(self._group_offsets[g], self._group_offsets[g + 1]) for g in groups.tolist()]
             )
             self._buffers = {k: v for k, v in self._buffers.items() if k == buffer - 1}  # at most two stay in memory
-            self._buffers[buffer] = rows[permutation(len(rows), philox(self.seed, self.epoch, buffer, _ROW_DRAW))]
+            self._buffers[buffer] = rows[permutation(len(rows), philox(self.seed, self.epoch, buffer, Draw.ROWS))]
         return self._buffers[buffer]

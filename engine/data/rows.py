@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,9 +144,3 @@ class RowReader:
             if len(self._groups) > _CACHED_GROUPS:
                 self._groups.popitem(last=False)
         return self._groups[group]
-
-
-def stable_seed(*parts: int) -> int:
-    """A 63-bit seed from integers, the same on every machine and version."""
-    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -13,6 +13,7 @@ from torch import nn
 from engine.config.arch import ArchConfig
 from engine.config.pretrain import MaskingConfig
 from engine.data.batch import PackedBatch, Targets, pack
+from engine.data.draws import Draw
 from engine.data.order import philox
 from engine.data.plan import SequenceLayout
 from engine.data.rows import Row
@@ -20,7 +21,6 @@ from engine.models.heads import MaskedLMHead
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Vocabulary, cross_entropy_term, encode, require_tokens
 
-_MASK_DRAW = 2  # call site of the generator, beside those of the data order
 _TWO_POW_64 = 2.0**64
 
 Int64 = NDArray[np.int64]
@@ -78,7 +78,7 @@ class MaskedLM:
         text = np.flatnonzero(~self.vocabulary.special[tokens])  # literal special tokens in text are never targets
         if not len(text):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        raw = philox(self.seed, row.epoch, row.index, _MASK_DRAW).random_raw(3 * len(text) + 1)
+        raw = philox(self.seed, row.epoch, row.index, Draw.MASKS).random_raw(3 * len(text) + 1)
         draws, coin = raw[:-1].reshape(3, -1), float(raw[-1] / _TWO_POW_64)
         unit = self._units(tokens, text)
         num_units = int(unit[-1]) + 1

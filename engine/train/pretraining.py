@@ -33,8 +33,8 @@ from engine.train.evaluate import evaluate
 from engine.train.initial import check_initial_weights, load_initial_weights
 from engine.train.metrics import say
 from engine.train.run import RunParts, run_record, run_training
-from preprocess.manifest import Manifest, read_manifest
-from preprocess.output_folder import CACHE_FOLDER
+from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
+from preprocess.output_folder import CACHE_FOLDER, HELDOUT_FOLDER, TOKENIZER_FOLDER
 from preprocess.tokenizer import BERT, LANGUAGE_MODEL, Tokenizer, load_tokenizer
 
 MAKE_SHARDS = """make it with
@@ -128,19 +128,20 @@ def open_shards(path: str) -> tuple[Manifest, Manifest | None, Tokenizer]:
         ValueError: if the folder is missing (with the command that makes it) or its parts do not belong together.
     """
     folder = Path(path)
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST_NAME).is_file():
         what = "holds no manifest.json" if folder.is_dir() else "does not exist"
         raise ValueError(f"data.shards {path} {what}; " + MAKE_SHARDS.format(shards=path))
     manifest = read_manifest(folder)
-    held_out = read_manifest(folder / "heldout") if (folder / "heldout" / "manifest.json").is_file() else None
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    held_out_folder = folder / HELDOUT_FOLDER
+    held_out = read_manifest(held_out_folder) if (held_out_folder / MANIFEST_NAME).is_file() else None
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     for part in (manifest, held_out):
         if part is None:
             continue
         if part.tokenizer["digest"] != tokenizer.digest:
             raise ValueError(
                 f"{part.folder} was made with another tokenizer ({part.tokenizer['digest'][:12]}...) than the one in "
-                f"{folder / 'tokenizer'} ({tokenizer.digest[:12]}); prepare the shards again with one tokenizer"
+                f"{folder / TOKENIZER_FOLDER} ({tokenizer.digest[:12]}); prepare the shards again with one tokenizer"
             )
         _check_sizes(part)
     return manifest, held_out if held_out and held_out.shards else None, tokenizer

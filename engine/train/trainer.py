@@ -13,15 +13,13 @@ from engine.checkpoint.files import CheckpointManifest
 from engine.checkpoint.save import CheckpointWriter
 from engine.config.arch import ArchConfig
 from engine.config.train import BatchShape, TrainConfig
-from engine.data.rows import stable_seed
+from engine.data.draws import Draw, stable_seed
 from engine.data.source import BatchSource, Prefetcher, StepBatches
 from engine.optim.schedule import rate_factor
 from engine.train.distributed import all_reduce_sum, gather_objects, global_rank
 from engine.train.flops import batch_flops, peak_flops
 from engine.train.metrics import MetricsLog, Window, memory_bytes
 from engine.train.zero import ZeroEngine
-
-_DROPOUT_DRAW = 3  # call site of the seed, beside data order and masking
 
 
 @dataclass
@@ -108,7 +106,7 @@ class Trainer:
             self.config.optimizer.lr * rate_factor(self.config.schedule, state.step, self.config.steps)
         )
         for number, batch in zip(work.numbers, work.batches, strict=True):
-            torch.manual_seed(stable_seed(_DROPOUT_DRAW, self.seed, state.step, number))
+            torch.manual_seed(stable_seed(Draw.DROPOUT, self.seed, state.step, number))
             terms = self.engine.micro_step(batch.to(self.engine.device), counts)
             for name, term in terms.items():
                 loss = term.loss_sum.detach().double()

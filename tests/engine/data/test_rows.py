@@ -7,9 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from engine.data.draws import stable_seed
 from engine.data.order import EpochOrder
 from engine.data.plan import SequenceLayout
-from engine.data.rows import Row, RowReader, TokenReader, stable_seed
+from engine.data.rows import Row, RowReader, TokenReader
 
 MLM, LM = SequenceLayout(2, 0), SequenceLayout(1, 1)
 

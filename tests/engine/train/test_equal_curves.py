@@ -12,7 +12,8 @@ import torch
 from engine.config.arch import ArchConfig
 from engine.config.presets import load_preset
 from engine.config.pretrain import MaskingConfig
-from engine.data.rows import RowReader, stable_seed
+from engine.data.draws import stable_seed
+from engine.data.rows import RowReader
 from engine.models.model import build_model
 from engine.objectives.lm import CausalLM
 from engine.objectives.mlm import MaskedLM
