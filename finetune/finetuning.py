@@ -15,17 +15,15 @@ from engine.config.cli import UsageError, collect
 from engine.config.deepspeed_json import (
     DeepSpeedSettings,
     complete_deepspeed_config,
-    deepspeed_problems,
-    read_deepspeed_json,
 )
 from engine.config.train import BatchShape
 from engine.convert.configs import read_json
 from engine.convert.model_folder import find_weights
 from engine.models.model import Model, build_model
-from engine.train.distributed import describe_device, global_rank, init_distributed, world_size
+from engine.train.distributed import global_rank, init_distributed
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
-from engine.train.run import RunParts, run_record, run_training
+from engine.train.run import RunParts, check_settings, run_record, run_training
 from finetune.config import FinetuneConfig
 from finetune.evaluation import evaluate
 from finetune.labelled import read_labelled_files
@@ -107,12 +105,8 @@ def finetune(config: FinetuneConfig) -> RunFolder:
 
 def resolve(config: FinetuneConfig) -> Resolved:
     """Find and check everything that the settings name; UsageError lists all that is wrong."""
-    shape = BatchShape(config.train.batch_size, config.train.micro_batch_size, world_size())
-    device = describe_device()
-    problems = config.problems() + shape.problems()
-    tree = collect(problems, lambda: read_deepspeed_json(config.ds_config))
-    if tree is not None:
-        problems += deepspeed_problems(tree, config.ds_config, shape, device)
+    problems = config.problems()
+    tree, shape, device = check_settings(config.ds_config, config.train, problems)
     model = collect(problems, lambda: open_model(config))
     task, files = read_labelled_files(config, problems)
     if problems or not (tree is not None and model and task):

@@ -26,7 +26,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync_to_disk(path.parent)
     except BaseException as failure:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -44,9 +44,9 @@ def _disk_full(path: Path, num_bytes: int, failure: OSError) -> OSError:
     )
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_to_disk(path: Path) -> None:
+    """Bring a file, or a folder's entries and renames, to the disk: they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -7,7 +7,6 @@ files cover every parameter once, whatever the number of ranks that wrote them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from preprocess.files import sha256_of_file, sync_to_disk
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def rank_file(rank: int) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write and fsync a file; returns its size and sha256."""
     save_file(dict(tensors), path)
-    sync_file(path)
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    sync_to_disk(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 def as_os_error(error: OSError | SafetensorError) -> OSError:
@@ -84,26 +84,8 @@ def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
     path = folder / MANIFEST
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
-    sync_file(path)
-    sync_file(folder)
-
-
-def sync_file(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    sync_to_disk(path)
+    sync_to_disk(folder)
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
@@ -131,7 +113,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
 def verify_files(folder: Path, manifest: CheckpointManifest, names: Sequence[str] | None = None) -> None:
     """ValueError naming the first file whose sha256 is not the manifest's; all files where ``names`` is None."""
     for name in manifest.files if names is None else names:
-        if file_digest(folder / name) != manifest.files[name]["sha256"]:
+        if sha256_of_file(folder / name) != manifest.files[name]["sha256"]:
             raise ValueError(f"checkpoint {folder}: {name} is damaged (its sha256 differs from the manifest's)")
 
 

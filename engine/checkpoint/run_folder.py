@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.files import MANIFEST, CheckpointManifest, read_manifest, sync_file, verify_files
+from engine.checkpoint.files import MANIFEST, CheckpointManifest, read_manifest, verify_files
+from preprocess.files import sync_to_disk
 
 CONFIG, METRICS, FINISHED, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "FINISHED", "checkpoints", "model"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -161,7 +162,7 @@ class RunFolder:
         """Make a written checkpoint count: rename it, point the model link at it, drop the oldest beyond ``keep``."""
         final = self.step_folder(step)
         os.rename(self.temporary_folder(step), final)
-        sync_file(self.checkpoints)
+        sync_to_disk(self.checkpoints)
         self._link_model(step)
         for old in self.steps()[:-keep] if keep else []:
             shutil.rmtree(self.step_folder(old), ignore_errors=True)
@@ -171,7 +172,7 @@ class RunFolder:
         link.unlink(missing_ok=True)
         link.symlink_to(Path(CHECKPOINTS) / self.step_folder(step).name / MODEL)
         os.replace(link, self.model)
-        sync_file(self.path)
+        sync_to_disk(self.path)
 
     def finish(self) -> None:
         """Mark the run as ended well."""
@@ -197,7 +198,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file by way of a temporary name, so that it is never seen half-written."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
-    sync_file(temporary)
+    sync_to_disk(temporary)
     os.replace(temporary, path)
 
 

@@ -18,13 +18,13 @@ from engine.checkpoint.files import (
     FragmentReader,
     as_os_error,
     rank_file,
-    sync_file,
     write_manifest,
     write_tensors,
 )
 from engine.checkpoint.run_folder import MODEL, RunFolder
 from engine.checkpoint.state import model_shapes, model_snapshot, snapshot
 from engine.train.distributed import broadcast_object, gather_objects, global_rank, raise_together
+from preprocess.files import sync_to_disk
 
 ModelExporter = Callable[[Path, dict[str, Tensor]], None]
 
@@ -102,7 +102,7 @@ def _fresh_folder(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    sync_file(folder.parent)
+    sync_to_disk(folder.parent)
 
 
 def explain_write_error(error: OSError, folder: Path) -> str:

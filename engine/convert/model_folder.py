@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.convert.configs import read_json
+from preprocess.files import sync_to_disk
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -56,7 +57,7 @@ def write_model_folder(
     replace_file(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     replace_file(folder / WEIGHTS, lambda path: save_file(contiguous, path, metadata={"format": "pt"}))
-    sync(folder)
+    sync_to_disk(folder)
 
 
 def read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -125,16 +126,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        sync(temporary)
+        sync_to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,8 +14,6 @@ from engine.config.cli import UsageError, collect, nearest
 from engine.config.deepspeed_json import (
     DeepSpeedSettings,
     complete_deepspeed_config,
-    deepspeed_problems,
-    read_deepspeed_json,
 )
 from engine.config.presets import resolve_arch
 from engine.config.pretrain import OBJECTIVE_NAMES, PretrainConfig
@@ -28,11 +26,11 @@ from engine.data.source import RowSource
 from engine.models.model import Model, build_model
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.registry import build_objective
-from engine.train.distributed import describe_device, global_rank, init_distributed, raise_together, world_size
+from engine.train.distributed import global_rank, init_distributed, raise_together
 from engine.train.evaluate import evaluate
 from engine.train.initial import check_initial_weights, load_initial_weights
 from engine.train.metrics import say
-from engine.train.run import RunParts, run_record, run_training
+from engine.train.run import RunParts, check_settings, run_record, run_training
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
 from preprocess.output_folder import CACHE_FOLDER, HELDOUT_FOLDER, TOKENIZER_FOLDER
 from preprocess.tokenizer import BERT, LANGUAGE_MODEL, Tokenizer, load_tokenizer
@@ -94,12 +92,8 @@ def pretrain(config: PretrainConfig) -> RunFolder:
 
 def resolve(config: PretrainConfig) -> Resolved:
     """Find and check everything that the settings name; UsageError lists all that is wrong."""
-    shape = BatchShape(config.train.batch_size, config.train.micro_batch_size, world_size())
-    device = describe_device()
-    problems = config.problems() + shape.problems()
-    tree = collect(problems, lambda: read_deepspeed_json(config.ds_config))
-    if tree is not None:
-        problems += deepspeed_problems(tree, config.ds_config, shape, device)
+    problems = config.problems()
+    tree, shape, device = check_settings(config.ds_config, config.train, problems)
     shards = collect(problems, lambda: open_shards(config.data.shards))
     found = collect(problems, lambda: resolve_arch(config.model))
     objective_name = config.objective or (found[1] if found else OBJECTIVE_NAMES[0])

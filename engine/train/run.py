@@ -16,13 +16,14 @@ from engine.checkpoint.run_folder import RunFolder
 from engine.checkpoint.save import CheckpointWriter, ModelExporter
 from engine.checkpoint.state import model_shapes, refuse_other_model, restore
 from engine.config.arch import ArchConfig
-from engine.config.deepspeed_json import DeepSpeedSettings
+from engine.config.cli import collect
+from engine.config.deepspeed_json import DeepSpeedSettings, Device, deepspeed_problems, read_deepspeed_json
 from engine.config.train import BatchShape, TrainConfig
 from engine.data.source import BatchSource
 from engine.models.model import Model
 from engine.objectives.base import Objective
 from engine.optim.adamw import build_optimizer
-from engine.train.distributed import barrier, from_rank_zero, global_rank, raise_together
+from engine.train.distributed import barrier, describe_device, from_rank_zero, global_rank, raise_together, world_size
 from engine.train.metrics import say
 from engine.train.trainer import Trainer, TrainerState
 from engine.train.zero import ZeroEngine
@@ -142,6 +143,22 @@ def _trainer(parts: RunParts, engine: ZeroEngine, writer: CheckpointWriter, stat
         seed=parts.seed,
         evaluate=None if evaluator is None else lambda: evaluator(engine.model),
     )
+
+
+def check_settings(
+    ds_config: str, train: TrainConfig, problems: list[str]
+) -> tuple[dict[str, Any] | None, BatchShape, Device]:
+    """Read the DeepSpeed file and check it against the batch and this machine; what is wrong goes to ``problems``.
+
+    Returns:
+        The file's content where it could be read, the batch of a step, and what this process computes on.
+    """
+    shape, device = BatchShape(train.batch_size, train.micro_batch_size, world_size()), describe_device()
+    problems += shape.problems()
+    tree: dict[str, Any] | None = collect(problems, lambda: read_deepspeed_json(ds_config))
+    if tree is not None:
+        problems += deepspeed_problems(tree, ds_config, shape, device)
+    return tree, shape, device
 
 
 def run_record(settings: DeepSpeedSettings, shape: BatchShape) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from engine.checkpoint.files import (
     CheckpointManifest,
     FragmentReader,
     as_os_error,
-    file_digest,
     label,
     rank_file,
     read_manifest,
+    sha256_of_file,
     verify_files,
     write_manifest,
     write_tensors,
@@ -122,7 +122,7 @@ def test_file_that_cannot_be_written(tmp_path):
 def folder(tmp_path: Path) -> Path:
     """A whole checkpoint."""
     (file,) = write_cut(tmp_path, {}, 1)
-    entry = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    entry = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
     write_manifest(
         tmp_path, CheckpointManifest(4, SHAPES, {"name": "AdamW", "step": 4}, {"step": 4}, {file.name: entry})
     )

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.checkpoint.files import CheckpointManifest, file_digest, write_manifest
+from engine.checkpoint.files import CheckpointManifest, write_manifest
 from engine.checkpoint.run_folder import RunFolder, settings_difference
+from preprocess.files import sha256_of_file
 
 CONFIG: dict[str, Any] = {
     "seed": 1,
@@ -25,7 +26,7 @@ def add_checkpoint(run: RunFolder, step: int, keep: int = 0) -> None:
     (folder / "model").mkdir(parents=True)
     file = folder / "rank-00000.safetensors"
     file.write_bytes(b"weights of step %d" % step)
-    entry = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    entry = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
     write_manifest(folder, CheckpointManifest(step, {}, {}, {"step": step}, {file.name: entry}))
     run.publish(step, keep)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.checkpoint.files import file_digest
+from preprocess.files import sha256_of_file
 from tests import commands
 
 STEPS = 10
@@ -72,7 +72,7 @@ def group_of(parent: int) -> list[int]:
 def digests(run: Path, step: int = STEPS) -> dict[str, str]:
     folder = run / "checkpoints" / f"step-{step}"
     return {
-        file.name: file_digest(file) for file in [*folder.glob("*.safetensors"), folder / "model/model.safetensors"]
+        file.name: sha256_of_file(file) for file in [*folder.glob("*.safetensors"), folder / "model/model.safetensors"]
     }
 
 
