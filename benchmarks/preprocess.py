@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from preprocess.corpus import open_corpus
-from preprocess.shard_job import ShardJob
+from preprocess.building.job import ShardJob
+from preprocess.corpus.inputs import open_corpus
 from preprocess.shards import library_versions
 from preprocess.tokenizer import Tokenizer, load_tokenizer
-from preprocess.tokenizer_command import CorpusLines
-from preprocess.wordpiece import WordPieceEncoder
+from preprocess.tokenizer.command import CorpusLines
+from preprocess.tokenizer.wordpiece import WordPieceEncoder
 
 SHARD_BYTES = 4 << 20
 

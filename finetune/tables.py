@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finetune.columns import LABEL, NAMES, Columns, guess_columns, order_option, rename_option, usual_name
-from preprocess.text_errors import check_no_nul, invalid_utf8
+from preprocess.corpus.text_errors import check_no_nul, invalid_utf8
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SAMPLE_LINES = 100  # enough to guess which column is which

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from preprocess.inspection import inspect_folder
-from preprocess.layout import LAYOUTS
-from preprocess.shard_building import DEFAULT_HELDOUT, DEFAULT_SHARD_BYTES, ShardSettings, build_shards
+from preprocess.building.build import DEFAULT_HELDOUT, DEFAULT_SHARD_BYTES, ShardSettings, build_shards
+from preprocess.corpus.detection import LAYOUTS
+from preprocess.folders.inspection import inspect_folder
+from preprocess.folders.verification import verify_folder
 from preprocess.shards import COMPRESSIONS
-from preprocess.tokenizer_command import train_tokenizer
-from preprocess.verification import verify_folder
+from preprocess.tokenizer.command import train_tokenizer
 
 USER_ERROR = 2
 

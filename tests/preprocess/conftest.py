@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.shard_building import ShardSettings, build_shards
+from preprocess.building.build import ShardSettings, build_shards
 from preprocess.tokenizer import Tokenizer, load_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import hdf5plugin  # noqa: F401  (registers zstd)
 
-from preprocess.block_encoding import document_hash
+from preprocess.building.encoding import document_hash
 
 ORDER = ("tokens", "sentence_offsets", "document_offsets", "document_source")
 TYPES = {"uint16": "<u2", "uint32": "<u4", "int64": "<i8"}

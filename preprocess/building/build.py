@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.corpus import Corpus, open_corpus
-from preprocess.layout import LAYOUTS
+from preprocess.building.job import BlockReport, ShardJob
+from preprocess.building.manifests import summary, write_manifests
+from preprocess.building.recognition import recognise
+from preprocess.building.workers import run_blocks
+from preprocess.corpus.detection import LAYOUTS
+from preprocess.corpus.inputs import Corpus, open_corpus
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, claim
 from preprocess.progress import progress_bar
-from preprocess.recognition import recognise
-from preprocess.shard_job import BlockReport, ShardJob
-from preprocess.shard_manifests import summary, write_manifests
 from preprocess.shards import COMPRESSIONS
 from preprocess.tokenizer import Tokenizer, load_tokenizer
-from preprocess.workers import run_blocks
 
 MAX_SOURCES = 1 << 16
 DEFAULT_SHARD_BYTES = 64 << 20

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from preprocess.layout import BYTE_ORDER_MARK, DOCUMENT_PER_LINE, describe_layouts, detect_layout
+from preprocess.corpus.detection import BYTE_ORDER_MARK, DOCUMENT_PER_LINE, describe_layouts, detect_layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.block_encoding import encode_block
-from preprocess.corpus import Corpus, InputFile, open_corpus
-from preprocess.layout import DOCUMENT_PER_LINE, LAYOUTS, SENTENCE_PER_LINE
+from preprocess.building.encoding import encode_block
+from preprocess.corpus.detection import DOCUMENT_PER_LINE, LAYOUTS, SENTENCE_PER_LINE
+from preprocess.corpus.inputs import Corpus, InputFile, open_corpus
 from preprocess.tokenizer import Tokenizer
 
 MARK = b"\xef\xbb\xbf"
@@ -125,7 +125,7 @@ def test_encoded_blocks_equal_documents_encoded_alone(
 
 @pytest.mark.parametrize("long_line", [False, True])
 def test_pieces_do_not_change_the_result(tmp_path: Path, tokenizer: Tokenizer, monkeypatch, long_line: bool) -> None:
-    import preprocess.block_encoding as block_encoding
+    import preprocess.building.encoding as block_encoding
 
     text = "the token. masking 中文\nrunning cat\n\n" * 50 + "the cat, " * 200 + "x" * 500 + "\n"
     corpus = corpus_of(tmp_path, [(text.encode(), SENTENCE_PER_LINE)])

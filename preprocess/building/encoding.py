@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.corpus import Corpus, InputFile
-from preprocess.layout import SENTENCE_PER_LINE
+from preprocess.corpus.detection import SENTENCE_PER_LINE
+from preprocess.corpus.inputs import Corpus, InputFile
+from preprocess.corpus.text_errors import check_no_nul, invalid_utf8
 from preprocess.shards import ShardArrays
-from preprocess.text_errors import check_no_nul, invalid_utf8
-from preprocess.wordpiece import WordPieceEncoder
+from preprocess.tokenizer.wordpiece import WordPieceEncoder
 
 PIECE_BYTES = 1 << 19
 LONG_LINE_BYTES = 1 << 22  # a longer line is cut at spaces, so that memory stays bounded

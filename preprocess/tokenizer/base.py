@@ -14,11 +14,11 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import processors
 
-from preprocess.bert_pipeline import MAX_WORD_LENGTH, PREFIX, Normalization, build_backend
 from preprocess.files import write_atomically
-from preprocess.vocabulary import ROLES, read_tokenizer_files
-from preprocess.wordpiece import WordPieceEncoder
-from preprocess.wordpiece_training import train_vocabulary
+from preprocess.tokenizer.bert_pipeline import MAX_WORD_LENGTH, PREFIX, Normalization, build_backend
+from preprocess.tokenizer.vocabulary import ROLES, read_tokenizer_files
+from preprocess.tokenizer.wordpiece import WordPieceEncoder
+from preprocess.tokenizer.wordpiece_training import train_vocabulary
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 FALLBACK_ROLES = {"bos": "cls", "eos": "sep"}

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import trainers
 
-from preprocess.bert_pipeline import PREFIX, Normalization, build_backend
-from preprocess.wordpiece import ISOLATED, NUM_CODE_POINTS, WORD, WordPieceEncoder
+from preprocess.tokenizer.bert_pipeline import PREFIX, Normalization, build_backend
+from preprocess.tokenizer.wordpiece import ISOLATED, NUM_CODE_POINTS, WORD, WordPieceEncoder
 
 TRAINED_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LINES_PER_CALL = 1000

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from preprocess.corpus import Corpus
+from preprocess.building.job import ShardJob
+from preprocess.building.manifests import decisive_settings, describe_sources, joint_digest
+from preprocess.building.workers import run_blocks
+from preprocess.corpus.inputs import Corpus
 from preprocess.manifest import Manifest, Source
 from preprocess.output_folder import finish
 from preprocess.progress import progress_bar
-from preprocess.shard_job import ShardJob
-from preprocess.shard_manifests import decisive_settings, describe_sources, joint_digest
 from preprocess.shards import library_versions
 from preprocess.tokenizer import Tokenizer
-from preprocess.workers import run_blocks
 
 
 def recognise(

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from preprocess.corpus import Corpus, InputFile
+from preprocess.building.job import BlockReport, ShardJob
+from preprocess.corpus.inputs import Corpus, InputFile
 from preprocess.files import sha256_of_file
 from preprocess.manifest import FORMAT_VERSION, Manifest, ShardEntry, Source, write_manifest
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
-from preprocess.shard_job import BlockReport, ShardJob
 from preprocess.shards import library_versions
 from preprocess.tokenizer import TOKENIZER_FILES, Tokenizer
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-import preprocess.wordpiece as wordpiece
-from preprocess.bert_pipeline import Normalization, build_backend
+import preprocess.tokenizer.wordpiece as wordpiece
 from preprocess.tokenizer import load_tokenizer
-from preprocess.vocabulary import read_vocabulary
-from preprocess.wordpiece import WordPieceEncoder
+from preprocess.tokenizer.bert_pipeline import Normalization, build_backend
+from preprocess.tokenizer.vocabulary import read_vocabulary
+from preprocess.tokenizer.wordpiece import WordPieceEncoder
 
 LAST_CODE_POINT = 0x32000
 SAMPLES = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from preprocess.bert_pipeline import MAX_WORD_LENGTH, PREFIX, Normalization
+from preprocess.tokenizer.bert_pipeline import MAX_WORD_LENGTH, PREFIX, Normalization
 
 MAX_VOCABULARY_BYTES = 1 << 28
 ROLES = {

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.corpus import Corpus, open_corpus
-from preprocess.layout import BYTE_ORDER_MARK
+from preprocess.corpus.detection import BYTE_ORDER_MARK
+from preprocess.corpus.inputs import Corpus, open_corpus
+from preprocess.corpus.text_errors import check_no_nul, invalid_utf8
 from preprocess.progress import progress_bar
-from preprocess.text_errors import check_no_nul, invalid_utf8
 from preprocess.tokenizer import TOKENIZER_FILES, Tokenizer, train_wordpiece
 
 

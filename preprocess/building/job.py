@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.block_encoding import Documents, encode_block
-from preprocess.corpus import Corpus
+from preprocess.building.encoding import Documents, encode_block
+from preprocess.corpus.inputs import Corpus
 from preprocess.manifest import ShardEntry
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, shard_name
 from preprocess.shards import write_shard

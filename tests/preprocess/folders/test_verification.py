@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import preprocess.manifest as manifest_module
+from preprocess.folders.verification import verify_folder
 from preprocess.manifest import read_manifest, write_manifest
 from preprocess.shards import ShardReader, write_shard
-from preprocess.verification import verify_folder
 
 
 def test_a_whole_folder(shard_folder: Path) -> None:

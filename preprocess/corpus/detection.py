@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preprocess.text_errors import check_no_nul
+from preprocess.corpus.text_errors import check_no_nul
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SENTENCE_PER_LINE = "sentence_per_line"
