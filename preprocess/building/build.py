@@ -10,7 +10,6 @@ from pathlib import Path
 from preprocess.building.job import BlockReport, ShardJob
 from preprocess.building.manifests import summary, write_manifests
 from preprocess.building.recognition import recognise
-from preprocess.building.workers import run_blocks
 from preprocess.corpus.detection import LAYOUTS
 from preprocess.corpus.inputs import Corpus, open_corpus
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -18,6 +17,7 @@ from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, claim
 from preprocess.progress import progress_bar
 from preprocess.shards import COMPRESSIONS
 from preprocess.tokenizer import Tokenizer, load_tokenizer
+from preprocess.workers import run_blocks
 
 MAX_SOURCES = 1 << 16
 DEFAULT_SHARD_BYTES = 64 << 20
@@ -99,7 +99,7 @@ def _encode(job: ShardJob, tokenizer: Tokenizer, num_workers: int) -> list[Block
         (job.output / HELDOUT_FOLDER).mkdir()
     num_blocks = job.corpus.num_blocks(job.shard_bytes)
     with progress_bar("encoding", job.corpus.num_bytes) as progress:
-        return run_blocks(job, num_blocks, num_workers, progress)
+        return run_blocks(job, range(num_blocks), num_workers, progress)
 
 
 def _check_output_apart(output: Path, corpus: Corpus) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 from preprocess.building.job import ShardJob
 from preprocess.building.manifests import decisive_settings, describe_sources, joint_digest
-from preprocess.building.workers import run_blocks
 from preprocess.corpus.inputs import Corpus
 from preprocess.manifest import Manifest, Source
 from preprocess.output_folder import finish
 from preprocess.progress import progress_bar
 from preprocess.shards import library_versions
 from preprocess.tokenizer import Tokenizer
+from preprocess.workers import run_blocks
 
 
 def recognise(
@@ -33,7 +33,7 @@ def recognise(
         raise ValueError(f"{folder} holds finished shards made differently: {'; '.join(different)}; {way_out}")
     num_blocks = job.corpus.num_blocks(job.shard_bytes)
     with progress_bar("comparing inputs", job.corpus.num_bytes) as progress:
-        digests = run_blocks(HashJob(job.corpus, job.shard_bytes), num_blocks, num_workers, progress)
+        digests = run_blocks(HashJob(job.corpus, job.shard_bytes), range(num_blocks), num_workers, progress)
     if joint_digest(digests) != manifest.settings["input_sha256"]:
         raise ValueError(f"{folder} holds finished shards of other text: the input files have changed; {way_out}")
     finish(folder)

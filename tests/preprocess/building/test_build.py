@@ -314,7 +314,7 @@ def test_stopping_leaves_no_process_and_no_half_file(
 
 
 def test_a_worker_that_dies(corpus_folder: Path, vocabulary_file: Path, tmp_path: Path) -> None:
-    from preprocess.building.workers import run_blocks
+    from preprocess.workers import run_blocks
 
     with pytest.raises(RuntimeError, match=r"a worker process ended by signal 9; out of memory"):
         run_blocks(DyingJob(signal.SIGKILL), 10, 2, lambda _: None)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, cast
@@ -26,26 +26,28 @@ class Job(Protocol):
         """Do one block and return its (small) result."""
 
 
-def run_blocks(job: Job, num_blocks: int, num_workers: int, progress: Callable[[int], None]) -> list[Any]:
-    """Run a job over all blocks and return the results in block order.
+def run_blocks(job: Job, blocks: Sequence[int], num_workers: int, progress: Callable[[int], None]) -> list[Any]:
+    """Run a job over blocks (or any numbered pieces of work) and return the results in their order.
+
+    Workers take the next block when they are free, so each sees its blocks in the order given.
 
     One worker, or one block, runs in this process. A worker's ValueError or OSError is raised here with its message,
     any other failure as RuntimeError with its traceback; the other workers are stopped first.
     """
-    num_workers = min(num_workers, num_blocks)
+    num_workers = min(num_workers, len(blocks))
     if num_workers <= 1:
-        state = job.start()
-        return [job.run(state, block, progress) for block in range(num_blocks)]
+        state = job.start() if blocks else None
+        return [job.run(state, block, progress) for block in blocks]
     results: dict[int, Any] = {}
-    for kind, value in _messages(job, num_blocks, num_workers):
+    for kind, value in _messages(job, blocks, num_workers):
         if kind == "progress":
             progress(value)
         else:
             results[value[0]] = value[1]
-    return [results[block] for block in range(num_blocks)]
+    return [results[block] for block in blocks]
 
 
-def _messages(job: Job, num_blocks: int, num_workers: int) -> Iterator[tuple[str, Any]]:
+def _messages(job: Job, blocks: Sequence[int], num_workers: int) -> Iterator[tuple[str, Any]]:
     """Start workers and yield what they send; whatever happens, none is left running."""
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
@@ -54,7 +56,7 @@ def _messages(job: Job, num_blocks: int, num_workers: int) -> Iterator[tuple[str
         with _single_threaded_tokenizers():
             for _ in range(num_workers):
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(job, num_blocks, counter, sender), daemon=True)
+                process = context.Process(target=_work, args=(job, blocks, counter, sender), daemon=True)
                 process.start()
                 sender.close()
                 workers[receiver] = process
@@ -108,13 +110,14 @@ def _single_threaded_tokenizers() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(job: Job, num_blocks: int, counter: Any, sender: Connection) -> None:
+def _work(job: Job, blocks: Sequence[int], counter: Any, sender: Connection) -> None:
     """Body of a worker process: it ends with its parent, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         state = job.start()
-        while (block := _next(counter)) < num_blocks:
+        while (index := _next(counter)) < len(blocks):
+            block = blocks[index]
             result = job.run(state, block, lambda num_bytes: sender.send(("progress", num_bytes)))
             sender.send(("done", (block, result)))
         sender.send(("finished", None))
@@ -137,6 +140,6 @@ def _exit_with_parent() -> None:
 
 def _next(counter: Any) -> int:
     with counter.get_lock():
-        block = int(counter.value)
+        index = int(counter.value)
         counter.value += 1
-    return block
+    return index
