@@ -317,9 +317,9 @@ def test_a_worker_that_dies(corpus_folder: Path, vocabulary_file: Path, tmp_path
     from preprocess.workers import run_blocks
 
     with pytest.raises(RuntimeError, match=r"a worker process ended by signal 9; out of memory"):
-        run_blocks(DyingJob(signal.SIGKILL), 10, 2, lambda _: None)
+        run_blocks(DyingJob(signal.SIGKILL), range(10), 2, lambda _: None)
     with pytest.raises(RuntimeError, match=r"a worker process failed:\n(.|\n)*KeyError: 'our own mistake'"):
-        run_blocks(DyingJob(None), 10, 2, lambda _: None)
+        run_blocks(DyingJob(None), range(10), 2, lambda _: None)
     assert multiprocessing.active_children() == []
 
 
