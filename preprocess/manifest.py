@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Manifest:
         tokenizer: {"type", "digest", "vocab_size", "files": {name: sha256}}.
         settings: what decides the bytes: block size, compression, held-out fraction, versions of the libraries.
         counts: totals over the shards, and what was dropped, by reason.
+        labels: names of the documents' labels; the file has no such key where there are none.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Manifest:
     shards: list[ShardEntry]
     settings: dict[str, Any]
     counts: dict[str, int]
+    labels: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -78,6 +80,8 @@ class Manifest:
 def _payload(manifest: Manifest) -> dict[str, Any]:
     fields = dataclasses.asdict(manifest)
     del fields["folder"]
+    if not manifest.labels:
+        del fields["labels"]
     return fields
 
 

@@ -1,7 +1,8 @@
 """The shard format, both directions: one HDF5 file of token ids and the offsets of sentences and documents.
 
 Datasets: tokens [T] uint16 or uint32, sentence_offsets [S + 1] and document_offsets [D + 1] int64 (both count tokens,
-from 0 to T), document_source [D] uint16. See docs/shards.md.
+from 0 to T), document_source [D] uint16; where the corpus has them, word_starts (bits), document_label [D] int32 and
+second_offsets [D] int64. See docs/shards.md.
 """
 
 from __future__ import annotations
@@ -30,25 +31,45 @@ COMPRESSIONS = ("zstd", "gzip", "none")
 ZSTD_LEVEL = 3
 GZIP_LEVEL = 6
 LIBRARY_VERSIONS = ("v110", "v110")  # of the file format: fixed, so that a newer HDF5 writes the same structures
+REQUIRED = ("tokens", "sentence_offsets", "document_offsets", "document_source")
+OPTIONAL = ("word_starts", "document_label", "second_offsets")
 DTYPES = {
     "tokens": ("<u2", "<u4"),
     "sentence_offsets": ("<i8",),
     "document_offsets": ("<i8",),
     "document_source": ("<u2",),
+    "word_starts": ("|u1",),
+    "document_label": ("<i4",),
+    "second_offsets": ("<i8",),
 }
 
 
 class ShardArrays(NamedTuple):
     """The arrays of a shard.
 
-    tokens [T] uint16 or uint32; sentence_offsets [S + 1] and document_offsets [D + 1] int64, counting tokens, first 0
-    and last T; document_source [D] uint16.
+    Attributes:
+        tokens: [T] uint16 or uint32.
+        sentence_offsets: [S + 1] int64, counting tokens, first 0 and last T.
+        document_offsets: [D + 1] int64, likewise; each is also in ``sentence_offsets``.
+        document_source: [D] uint16, index into the manifest's sources.
+        word_starts: [T] bool, whether a word starts at a token; None where that follows from the ids.
+        document_label: [D] int32, index into the manifest's labels or -1; None without labels.
+        second_offsets: [D] int64, token at which a document's second text begins, its end where it has none; None
+            without second texts.
     """
 
     tokens: np.ndarray
     sentence_offsets: npt.NDArray[np.int64]
     document_offsets: npt.NDArray[np.int64]
     document_source: npt.NDArray[np.uint16]
+    word_starts: npt.NDArray[np.bool_] | None = None
+    document_label: npt.NDArray[np.int32] | None = None
+    second_offsets: npt.NDArray[np.int64] | None = None
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Names of the optional arrays that are there."""
+        return tuple(name for name in OPTIONAL if getattr(self, name) is not None)
 
 
 def write_shard(path: Path | str, arrays: ShardArrays, input_sha256: str, compression: str = "zstd") -> ShardEntry:
@@ -63,12 +84,13 @@ def write_shard(path: Path | str, arrays: ShardArrays, input_sha256: str, compre
         compression: "zstd", "gzip" or "none".
     """
     path = Path(path)
-    image = _file_image(arrays, compression)
+    stored = _stored(arrays)
+    image = _file_image(stored, compression)
     write_atomically(path, image)
     return ShardEntry(
         file=path.name,
         sha256=hashlib.sha256(image).hexdigest(),
-        content_sha256=content_digest(arrays),
+        content_sha256=_digest(stored),
         input_sha256=input_sha256,
         num_bytes=len(image),
         num_documents=len(arrays.document_source),
@@ -86,23 +108,38 @@ def library_versions() -> dict[str, str]:
 
 
 def content_digest(arrays: ShardArrays) -> str:
-    """Return the sha256 (hex) of the arrays: name, little-endian type, length and bytes of each, in format order."""
+    """Return the sha256 (hex) of the arrays as they are stored: name, little-endian type, length and bytes of each."""
+    return _digest(_stored(arrays))
+
+
+def _digest(stored: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for name, array in arrays._asdict().items():
-        stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        digest.update(f"{name} {stored.dtype.str} {len(stored)}\n".encode())
-        digest.update(stored.data)
+    for name, array in stored.items():
+        digest.update(f"{name} {array.dtype.str} {len(array)}\n".encode())
+        digest.update(array.data)
     return digest.hexdigest()
 
 
-def _file_image(arrays: ShardArrays, compression: str) -> bytes:
+def _stored(arrays: ShardArrays) -> dict[str, np.ndarray]:
+    """Return the datasets in format order: little-endian, word starts as bits."""
+    num_tokens, num_documents = len(arrays.tokens), len(arrays.document_source)
+    present = {name: array for name, array in arrays._asdict().items() if array is not None}
+    if arrays.word_starts is not None:
+        assert len(arrays.word_starts) == num_tokens
+        present["word_starts"] = np.packbits(arrays.word_starts, bitorder="little")
+    for name in ("document_label", "second_offsets"):
+        assert name not in present or len(present[name]) == num_documents
+    return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in present.items()}
+
+
+def _file_image(stored: Mapping[str, np.ndarray], compression: str) -> bytes:
     filters = _filter_settings(compression)
     with h5py.File("shard", "w", driver="core", backing_store=False, libver=LIBRARY_VERSIONS) as file:
         file.attrs["format_version"] = np.int64(FORMAT_VERSION)
-        for name, array in arrays._asdict().items():
+        for name, array in stored.items():
             file.create_dataset(
                 name,
-                data=np.asarray(array, array.dtype.newbyteorder("<")),
+                data=array,
                 chunks=(max(1, min(len(array), CHUNK_ELEMENTS)),),
                 fletcher32=True,
                 shuffle=False,
@@ -174,6 +211,32 @@ class ShardReader:
         """[D] uint16, index of each document's source in the manifest."""
         return self._read("document_source", 0, self._length("document_source"))
 
+    @functools.cached_property
+    def document_label(self) -> npt.NDArray[np.int32] | None:
+        """[D] int32, index of each document's label in the manifest, -1 for none; None if the shard has no labels."""
+        if "document_label" not in self.optional:
+            return None
+        labels = self._read("document_label", 0, self._length("document_label"))
+        if labels.min() < -1:
+            raise ValueError(f"{self.path} is damaged: document_label holds {labels.min()}, and -1 is the least")
+        return labels
+
+    @functools.cached_property
+    def second_offsets(self) -> npt.NDArray[np.int64] | None:
+        """[D] int64, token at which each document's second text begins; None if the shard has no second texts."""
+        if "second_offsets" not in self.optional:
+            return None
+        offsets = self._read("second_offsets", 0, self._length("second_offsets"))
+        if (offsets < self.document_offsets[:-1]).any() or (offsets > self.document_offsets[1:]).any():
+            raise ValueError(f"{self.path} is damaged: second_offsets has a value outside its document")
+        return offsets
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Names of the optional datasets that the shard has."""
+        datasets = self._datasets()
+        return tuple(name for name in OPTIONAL if name in datasets)
+
     @property
     def num_tokens(self) -> int:
         """Number of tokens T."""
@@ -190,20 +253,42 @@ class ShardReader:
         Raises:
             ValueError: if the range is not within the shard, or the data is damaged.
         """
-        if not 0 <= start <= stop <= self.num_tokens:
-            raise ValueError(f"{self.path}: tokens {start} to {stop} of {self.num_tokens} were asked for")
+        self._check_range(start, stop)
         return self._read("tokens", start, stop)
+
+    def word_starts(self, start: int, stop: int) -> npt.NDArray[np.bool_] | None:
+        """Return for a token range whether a word starts at each [stop - start]; None if the shard does not store it.
+
+        Raises:
+            ValueError: if the range is not within the shard, or the data is damaged.
+        """
+        self._check_range(start, stop)
+        if "word_starts" not in self.optional:
+            return None
+        packed = self._read("word_starts", start // 8, (stop + 7) // 8)
+        return np.unpackbits(packed, bitorder="little").view(np.bool_)[start % 8 :][: stop - start]
 
     def arrays(self) -> ShardArrays:
         """Return everything."""
-        tokens = self.tokens(0, self.num_tokens)
-        return ShardArrays(tokens, self.sentence_offsets, self.document_offsets, self.document_source)
+        return ShardArrays(
+            self.tokens(0, self.num_tokens),
+            self.sentence_offsets,
+            self.document_offsets,
+            self.document_source,
+            self.word_starts(0, self.num_tokens),
+            self.document_label,
+            self.second_offsets,
+        )
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
         if self._open is not None and self._open.pid == os.getpid():
             self._open.file.close()
         self._open = None
+
+    def _check_range(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise ValueError(f"{self.path}: tokens {start} to {stop} of {self.num_tokens} were asked for")
 
     def _length(self, name: str) -> int:
         return int(self._dataset(name).shape[0])
@@ -223,10 +308,13 @@ class ShardReader:
         return offsets
 
     def _dataset(self, name: str) -> h5py.Dataset:
+        return self._datasets()[name]
+
+    def _datasets(self) -> dict[str, h5py.Dataset]:
         if self._open is None or self._open.pid != os.getpid():
             file = self._open_checked()
-            self._open = _OpenShard(os.getpid(), file, {name: file[name] for name in DTYPES})
-        return self._open.datasets[name]
+            self._open = _OpenShard(os.getpid(), file, {name: file[name] for name in file})
+        return self._open.datasets
 
     def _open_checked(self) -> h5py.File:
         if not self.path.is_file():
@@ -249,16 +337,20 @@ def _check_file(file: h5py.File, path: Path, entry: ShardEntry | None) -> None:
     if np.ndim(version) or version != FORMAT_VERSION:
         raise ValueError(f"{path} has shard format version {version}, and this program reads {FORMAT_VERSION}")
     names = set(file)
-    if names != set(DTYPES):
-        raise ValueError(f"{path} holds {sorted(names)}, and a shard holds exactly {sorted(DTYPES)}")
+    if not set(REQUIRED) <= names <= set(DTYPES):
+        raise ValueError(
+            f"{path} holds {sorted(names)}, and a shard holds exactly {sorted(REQUIRED)}, and where the corpus has "
+            f"them {sorted(OPTIONAL)}"
+        )
     for name in DTYPES:
+        if name not in names:
+            continue
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f"{path}: {name} is a link to elsewhere, which a shard never has")
         if not isinstance(file[name], h5py.Dataset):
             raise ValueError(f"{path}: {name} is no dataset")
         _check_dataset(file[name], name, path)
-    if entry is not None:
-        _check_shapes(file, path, entry)
+    _check_shapes(file, path, entry)
 
 
 def _check_dataset(dataset: h5py.Dataset, name: str, path: Path) -> None:
@@ -280,13 +372,20 @@ def _check_dataset(dataset: h5py.Dataset, name: str, path: Path) -> None:
         _zstd_plugin()
 
 
-def _check_shapes(file: h5py.File, path: Path, entry: ShardEntry) -> None:
+def _check_shapes(file: h5py.File, path: Path, entry: ShardEntry | None) -> None:
+    """Compare lengths with the manifest's counts; those of a file on its own with each other."""
+    num_tokens = entry.num_tokens if entry else len(file["tokens"])
+    num_documents = entry.num_documents if entry else len(file["document_source"])
     expected = {
-        "tokens": entry.num_tokens,
-        "sentence_offsets": entry.num_sentences + 1,
-        "document_offsets": entry.num_documents + 1,
-        "document_source": entry.num_documents,
+        "tokens": num_tokens,
+        "sentence_offsets": entry.num_sentences + 1 if entry else len(file["sentence_offsets"]),
+        "document_offsets": num_documents + 1,
+        "document_source": num_documents,
+        "word_starts": (num_tokens + 7) // 8,
+        "document_label": num_documents,
+        "second_offsets": num_documents,
     }
     for name, length in expected.items():
-        if file[name].shape != (length,):
-            raise ValueError(f"{path}: {name} has {file[name].shape[0]} elements, and the manifest says {length}")
+        if name in file and file[name].shape != (length,):
+            says = "the manifest says" if entry else "the other datasets ask for"
+            raise ValueError(f"{path}: {name} has {file[name].shape[0]} elements, and {says} {length}")

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers zstd)
+import numpy as np
 
 from preprocess.building.encoding import document_hash
+from preprocess.shards import ShardArrays, write_shard
 
 ORDER = ("tokens", "sentence_offsets", "document_offsets", "document_source")
-TYPES = {"uint16": "<u2", "uint32": "<u4", "int64": "<i8"}
+OPTIONAL = ("word_starts", "document_label", "second_offsets")
+TYPES = {"uint8": "|u1", "uint16": "<u2", "uint32": "<u4", "int32": "<i4", "int64": "<i8"}
 
 
 def test_the_example_runs(shard_folder: Path, repository: Path) -> None:
@@ -29,18 +32,45 @@ def test_the_example_runs(shard_folder: Path, repository: Path) -> None:
     assert json.loads(done.stdout)
 
 
+def content_digest_of(path: Path) -> str:
+    """Return the digest of a shard's datasets as the page tells it."""
+    content = hashlib.sha256()
+    with h5py.File(path, "r", locking=False) as shard:
+        for name in ORDER + OPTIONAL:
+            if name in shard or name in ORDER:
+                array = shard[name][:]
+                content.update(f"{name} {TYPES[str(array.dtype)]} {len(array)}\n".encode() + array.tobytes())
+    return content.hexdigest()
+
+
+def test_the_table_lists_the_datasets_in_the_order_of_the_digest(repository: Path) -> None:
+    page = (repository / "docs" / "shards.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| u?int", page, re.MULTILINE)
+    assert rows == [*ORDER, *OPTIONAL]
+
+
+def test_digest_of_a_shard_with_all_datasets(tmp_path: Path) -> None:
+    offsets = np.array([0, 4, 9])
+    arrays = ShardArrays(
+        np.arange(9, dtype=np.uint16),
+        offsets,
+        offsets,
+        np.zeros(2, np.uint16),
+        np.arange(9) % 2 == 0,
+        np.array([1, -1], np.int32),
+        np.array([4, 4]),
+    )
+    entry = write_shard(tmp_path / "x.h5", arrays, "0" * 64)
+    assert content_digest_of(tmp_path / "x.h5") == entry.content_sha256
+
+
 def test_digests_are_as_described(shard_folder: Path) -> None:
     for folder in (shard_folder, shard_folder / "heldout"):
         manifest = json.loads((folder / "manifest.json").read_bytes())
         for entry in manifest["shards"]:
             data = (folder / entry["file"]).read_bytes()
             assert (hashlib.sha256(data).hexdigest(), len(data)) == (entry["sha256"], entry["num_bytes"])
-            content = hashlib.sha256()
-            with h5py.File(folder / entry["file"], "r", locking=False) as shard:
-                for name in ORDER:
-                    array = shard[name][:]
-                    content.update(f"{name} {TYPES[str(array.dtype)]} {len(array)}\n".encode() + array.tobytes())
-            assert content.hexdigest() == entry["content_sha256"]
+            assert content_digest_of(folder / entry["file"]) == entry["content_sha256"]
         digest = manifest.pop("digest")
         canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
         assert hashlib.sha256(canonical.encode()).hexdigest() == digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def test_round_trip(shard_folder: Path, tmp_path: Path) -> None:
     assert copy.digest == manifest.digest
     assert (tmp_path / "copy" / MANIFEST_NAME).read_bytes() == (shard_folder / MANIFEST_NAME).read_bytes()
     assert json.loads((shard_folder / MANIFEST_NAME).read_bytes())["digest"] == manifest.digest
+
+
+def test_labels(shard_folder: Path) -> None:
+    manifest = read_manifest(shard_folder)
+    assert manifest.labels == [] and "labels" not in json.loads((shard_folder / MANIFEST_NAME).read_bytes())
+    write_manifest(dataclasses.replace(manifest, labels=["neg", "pos"]), shard_folder)
+    labelled = read_manifest(shard_folder)
+    assert labelled.labels == ["neg", "pos"] and labelled.digest != manifest.digest
 
 
 def test_holds_nothing_of_the_machine(shard_folder: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from preprocess.manifest import ShardEntry
-from preprocess.shards import COMPRESSIONS, ShardArrays, ShardReader, content_digest, write_shard
+from preprocess.shards import COMPRESSIONS, OPTIONAL, ShardArrays, ShardReader, content_digest, write_shard
 
 
 def make_arrays(num_tokens: int = 200_003, dtype: type = np.uint16, seed: int = 0) -> ShardArrays:
@@ -27,17 +30,37 @@ def make_arrays(num_tokens: int = 200_003, dtype: type = np.uint16, seed: int = 
     return ShardArrays(tokens, sentences, documents, source)
 
 
+def with_options(arrays: ShardArrays, *names: str, seed: int = 1) -> ShardArrays:
+    """Return the arrays with random optional ones."""
+    generator = np.random.default_rng(seed)
+    num_documents = len(arrays.document_source)
+    begins, ends = arrays.document_offsets[:-1], arrays.document_offsets[1:]
+    options = {
+        "word_starts": generator.integers(0, 2, len(arrays.tokens)).astype(bool),
+        "document_label": generator.integers(-1, 5, num_documents).astype(np.int32),
+        "second_offsets": generator.integers(begins, ends + 1),
+    }
+    return arrays._replace(**{name: options[name] for name in names})
+
+
+SOME_OPTIONS = [(), OPTIONAL, ("word_starts",), ("document_label", "second_offsets")]
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_round_trip(tmp_path: Path, compression: str, dtype: type) -> None:
-    arrays = make_arrays(dtype=dtype)
+@pytest.mark.parametrize("options", SOME_OPTIONS, ids="+".join)
+def test_round_trip(tmp_path: Path, compression: str, dtype: type, options: tuple[str, ...]) -> None:
+    arrays = with_options(make_arrays(dtype=dtype), *options)
     entry = write_shard(tmp_path / "shard-00000.h5", arrays, "0" * 64, compression)
     assert entry.num_bytes == (tmp_path / "shard-00000.h5").stat().st_size
     reader = ShardReader(tmp_path / entry.file, entry)
+    assert reader.optional == reader.arrays().optional == options
     for name, expected in arrays._asdict().items():
         found = reader.arrays()._asdict()[name]
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
+        assert (found is None) == (expected is None)
+        if expected is not None:
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(reader.tokens(65_530, 131_077), arrays.tokens[65_530:131_077])
     assert len(reader.tokens(5, 5)) == 0
     assert content_digest(reader.arrays()) == entry.content_sha256
@@ -55,6 +78,77 @@ def test_layout_on_disk(tmp_path: Path) -> None:
             properties = dataset.id.get_create_plist()
             assert [properties.get_filter(i)[0] for i in range(properties.get_nfilters())] == [32015, 3]
             assert dataset.fletcher32 and not dataset.shuffle
+
+
+def test_options_on_disk(tmp_path: Path) -> None:
+    arrays = with_options(make_arrays(5003), *OPTIONAL)
+    entry = write_shard(tmp_path / "x.h5", arrays, "0" * 64, "gzip")
+    with h5py.File(tmp_path / "x.h5") as file:
+        stored = {name: file[name][:] for name in file}
+    assert set(stored) == {"tokens", "sentence_offsets", "document_offsets", "document_source", *OPTIONAL}
+    assert [stored[name].dtype.str for name in OPTIONAL] == ["|u1", "<i4", "<i8"]
+    bits = [(stored["word_starts"][place // 8] >> place % 8) & 1 for place in range(5003)]
+    assert bits == arrays.word_starts.astype(int).tolist() and len(stored["word_starts"]) == 626
+    without = write_shard(tmp_path / "y.h5", arrays._replace(word_starts=None), "0" * 64, "gzip")
+    assert without.content_sha256 != entry.content_sha256
+    with pytest.raises(ValueError, match="3 to 5004 of 5003 were asked for"):
+        ShardReader(tmp_path / "x.h5").word_starts(3, 5004)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70), st.data())
+@settings(max_examples=60, deadline=None)
+def test_word_starts_of_any_range(flags: list[bool], data: st.DataObject) -> None:
+    offsets = np.array([0, len(flags)])
+    arrays = ShardArrays(np.zeros(len(flags), np.uint16), offsets, offsets, np.zeros(1, np.uint16), np.array(flags))
+    with tempfile.TemporaryDirectory() as folder:
+        entry = write_shard(Path(folder) / "x.h5", arrays, "0" * 64, "none")
+        reader = ShardReader(Path(folder) / "x.h5", entry)
+        start = data.draw(st.integers(0, len(flags)))
+        stop = data.draw(st.integers(start, len(flags)))
+        found = reader.word_starts(start, stop)
+        reader.close()
+    assert found is not None and found.dtype == bool and found.tolist() == flags[start:stop]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("word_starts", np.zeros(624, "|u1"), "word_starts has 624 elements, and the manifest says 625"),
+        ("word_starts", np.zeros(625, "|i1"), r"word_starts has type int8, allowed: \|u1"),
+        ("document_label", np.zeros(3, "<i4"), "document_label has 3 elements, and the manifest says"),
+        ("document_label", np.zeros(3, "<i8"), "document_label has type int64, allowed: <i4"),
+        ("second_offsets", np.zeros((2, 2), "<i8"), "second_offsets has shape .* must have one dimension"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path: Path, name: str, data: np.ndarray, message: str) -> None:
+    entry = write_shard(tmp_path / "x.h5", with_options(make_arrays(5000), *OPTIONAL), "0" * 64)
+    rewrite(tmp_path / "x.h5", replace_dataset(name, data=data, chunks=data.shape))
+    with pytest.raises(ValueError, match=message):
+        ShardReader(tmp_path / "x.h5", entry).arrays()
+
+
+def test_options_out_of_range(tmp_path: Path) -> None:
+    arrays = with_options(make_arrays(5000), *OPTIONAL)
+    arrays.document_label[3] = -2
+    arrays.second_offsets[4] = arrays.document_offsets[5] + 1
+    arrays.second_offsets[9] = arrays.document_offsets[9] - 1
+    reader = ShardReader(tmp_path / "x.h5", write_shard(tmp_path / "x.h5", arrays, "0" * 64))
+    with pytest.raises(ValueError, match="document_label holds -2, and -1 is the least"):
+        _ = reader.document_label
+    for place in (4, 9):
+        with pytest.raises(ValueError, match="second_offsets has a value outside its document"):
+            _ = reader.second_offsets
+        reader.close()
+        arrays.second_offsets[place] = arrays.document_offsets[place]
+        reader = ShardReader(tmp_path / "x.h5", write_shard(tmp_path / "x.h5", arrays, "0" * 64))
+    assert reader.second_offsets is not None
+
+
+def test_a_file_on_its_own_must_agree_with_itself(tmp_path: Path) -> None:
+    write_shard(tmp_path / "x.h5", make_arrays(5000), "0" * 64)
+    rewrite(tmp_path / "x.h5", replace_dataset("document_source", data=np.zeros(3, "<u2"), chunks=(3,)))
+    with pytest.raises(ValueError, match=r"document_offsets has \d+ elements, and the other datasets ask for 4"):
+        ShardReader(tmp_path / "x.h5").tokens(0, 1)
 
 
 def test_same_arrays_same_bytes(tmp_path: Path) -> None:
