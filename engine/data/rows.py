@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,17 @@ _OPEN_SHARDS = 64
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a document: token ids [n] and whether the document ends with it (and its end token has room)."""
+    """A piece of a document.
+
+    Attributes:
+        tokens: [n] token ids.
+        final: whether the document ends with it (and its end token has room).
+        word_starts: [n] bool, whether a word starts at each token; None where the shards do not store it.
+    """
 
     tokens: NDArray[np.unsignedinteger]
     final: bool
+    word_starts: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,13 @@ class Row:
     pieces: tuple[Piece, ...]
     epoch: int
     index: int
+
+
+class TokenRange(NamedTuple):
+    """Token ids [n] of a range, and whether a word starts at each [n] (None where the shards do not store it)."""
+
+    tokens: NDArray[np.unsignedinteger]
+    word_starts: NDArray[np.bool_] | None
 
 
 class TokenReader:
@@ -51,17 +66,28 @@ class TokenReader:
         lengths = [np.diff(self._shard(k).document_offsets) for k in range(len(self._manifest.shards))]
         return np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
 
-    def read(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
-        """Tokens start to stop, counted over all shards."""
+    def read(self, start: int, stop: int) -> TokenRange:
+        """Tokens start to stop, counted over all shards.
+
+        Raises:
+            ValueError: if a shard is damaged, or one stores word starts and another does not.
+        """
         first = int(np.searchsorted(self._offsets, start, side="right")) - 1
-        parts = []
+        tokens, word_starts = [], []
         while start < stop:
             end = min(stop, int(self._offsets[first + 1]))
             base = int(self._offsets[first])
             if start < end:
-                parts.append(self._shard(first).tokens(start - base, end - base))
+                shard = self._shard(first)
+                tokens.append(shard.tokens(start - base, end - base))
+                word_starts.append(shard.word_starts(start - base, end - base))
             start, first = end, first + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        stored = [part for part in word_starts if part is not None]
+        if stored and len(stored) < len(word_starts):
+            raise ValueError(
+                f"{self._manifest.folder}: some shards store word starts and some do not; make the shards again"
+            )
+        return TokenRange(np.concatenate(tokens), np.concatenate(stored) if stored else None)
 
     def _shard(self, number: int) -> ShardReader:
         if number in self._open:
@@ -101,7 +127,7 @@ class RowReader:
             raise ValueError(f"{manifest.folder} holds no documents to train on")
         self._seed = seed
         self._orders: OrderedDict[int, EpochOrder] = OrderedDict()
-        self._groups: OrderedDict[int, NDArray[np.unsignedinteger]] = OrderedDict()
+        self._groups: OrderedDict[int, TokenRange] = OrderedDict()
 
     @property
     def num_rows(self) -> int:
@@ -121,11 +147,13 @@ class RowReader:
         """Row ``index`` of the plan."""
         plan = self.plan
         group = int(np.searchsorted(plan.group_offsets, index, side="right")) - 1
-        tokens, base = self._group(group), int(plan.group_tokens[group, 0])
+        (tokens, word_starts), base = self._group(group), int(plan.group_tokens[group, 0])
         pieces = []
         for piece in range(int(plan.row_offsets[index]), int(plan.row_offsets[index + 1])):
             start = int(plan.piece_start[piece]) - base
-            pieces.append(Piece(tokens[start : start + int(plan.piece_length[piece])], bool(plan.piece_final[piece])))
+            inside = slice(start, start + int(plan.piece_length[piece]))
+            starts = None if word_starts is None else word_starts[inside]
+            pieces.append(Piece(tokens[inside], bool(plan.piece_final[piece]), starts))
         return Row(tuple(pieces), epoch, index)
 
     def _order(self, epoch: int) -> EpochOrder:
@@ -135,7 +163,7 @@ class RowReader:
                 self._orders.popitem(last=False)
         return self._orders[epoch]
 
-    def _group(self, group: int) -> NDArray[np.unsignedinteger]:
+    def _group(self, group: int) -> TokenRange:
         if group in self._groups:
             self._groups.move_to_end(group)
         else:

@@ -70,7 +70,7 @@ class MaskedLM:
 
         Args:
             tokens: [n] the row's tokens, special tokens included.
-            row: its key.
+            row: its key, and its pieces, which know where words start.
 
         Returns:
             [M] positions in ascending order, [M] token ids to write there.
@@ -80,7 +80,7 @@ class MaskedLM:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         raw = philox(self.seed, row.epoch, row.index, Draw.MASKS).random_raw(3 * len(text) + 1)
         draws, coin = raw[:-1].reshape(3, -1), float(raw[-1] / _TWO_POW_64)
-        unit = self._units(tokens, text)
+        unit = self._units(tokens, text, row)
         num_units = int(unit[-1]) + 1
         sizes = np.bincount(unit, minlength=num_units)
         order = np.argsort(draws[0, :num_units], kind="stable")
@@ -94,13 +94,23 @@ class MaskedLM:
         replaced = np.where(kind < mask_share, self.vocabulary.special_ids["mask"], replaced)
         return text[chosen], replaced
 
-    def _units(self, tokens: Int64, text: Int64) -> Int64:
+    def _units(self, tokens: Int64, text: Int64, row: Row) -> Int64:
         """Number of the unit that is masked together, for each text position: a token, or a whole word."""
         if not self.config.whole_word:
             return np.arange(len(text))
-        starts = ~self.vocabulary.continuation[tokens[text]]
+        starts = self._word_starts(tokens, row)[text]
         starts |= np.diff(text, prepend=-2) != 1  # never across a special token
         return np.cumsum(starts) - 1
+
+    def _word_starts(self, tokens: Int64, row: Row) -> NDArray[np.bool_]:
+        """[n] whether a word starts at each of a row's tokens: as the shards store it, else by the vocabulary."""
+        starts = ~self.vocabulary.continuation[tokens]
+        place = 1  # behind [CLS]
+        for piece in row.pieces:
+            if piece.word_starts is not None:
+                starts[place : place + len(piece.tokens)] = piece.word_starts
+            place += len(piece.tokens) + 2  # [SEP] and the next [CLS]
+        return starts
 
     def losses(self, model: Model, batch: PackedBatch, with_accuracy: bool = False) -> dict[str, LossTerm]:
         """Cross-entropy of the masked tokens; the head sees only them."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from preprocess.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
-from preprocess.shards import ShardArrays, write_shard
+from preprocess.shards import ShardArrays, ShardReader, write_shard
 
 LENGTHS_OF_SHARDS = ((5, 61, 1, 18, 30), (7,), (40, 2, 3, 90, 11, 6, 13))
 
@@ -46,3 +47,21 @@ def tiny_shards(tmp_path: Path) -> TinyShards:
     )
     write_manifest(manifest, folder)
     return TinyShards(read_manifest(folder), documents)
+
+
+@pytest.fixture
+def rewrite_shards(tiny_shards: TinyShards) -> Callable[[Callable[[int, ShardArrays], ShardArrays]], Manifest]:
+    """Write each shard anew with changed arrays (by its number); returns the new manifest."""
+
+    def rewrite(change: Callable[[int, ShardArrays], ShardArrays]) -> Manifest:
+        folder = tiny_shards.manifest.folder
+        entries = []
+        for number, entry in enumerate(tiny_shards.manifest.shards):
+            reader = ShardReader(folder / entry.file, entry)
+            arrays = reader.arrays()
+            reader.close()
+            entries.append(write_shard(folder / entry.file, change(number, arrays), "0" * 64))
+        write_manifest(replace(tiny_shards.manifest, shards=entries), folder)
+        return read_manifest(folder)
+
+    return rewrite

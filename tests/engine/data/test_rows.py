@@ -101,7 +101,30 @@ def test_tokens_of_all_shards_are_one_array(tiny_shards):
     assert tokens.document_lengths().tolist() == [len(document) for document in tiny_shards.documents]
     for start, stop in ((0, len(whole)), (114, 116), (115, 122), (122, 123), (0, 1), (100, 200), (len(whole) - 1,) * 2):
         if start < stop:
-            assert tokens.read(start, stop).tolist() == whole[start:stop]
+            assert tokens.read(start, stop).tokens.tolist() == whole[start:stop]
+            assert tokens.read(start, stop).word_starts is None
+
+
+@pytest.mark.parametrize("length", [8, 20, 200])
+def test_stored_word_starts_go_with_their_tokens(length, tiny_shards, rewrite_shards):
+    rng = np.random.default_rng(0)
+    flags = [rng.integers(0, 2, entry.num_tokens).astype(bool) for entry in tiny_shards.manifest.shards]
+    manifest = rewrite_shards(lambda number, arrays: arrays._replace(word_starts=flags[number]))
+    whole = np.concatenate(flags)  # token i of the corpus has the id i + 10
+    found = TokenReader(manifest).read(113, 150)
+    assert found.word_starts.tolist() == whole[113:150].tolist()
+    rows = RowReader(manifest, length, MLM, 4, ())
+    pieces = [piece for row in rows.in_order(range(rows.num_rows)) for piece in row.pieces]
+    assert sum(len(piece.tokens) for piece in pieces) == len(whole)
+    for piece in pieces:
+        assert piece.word_starts.tolist() == whole[piece.tokens - 10].tolist()
+
+
+def test_word_starts_in_some_shards_alone(tiny_shards, rewrite_shards):
+    flags = np.ones(7, bool)
+    manifest = rewrite_shards(lambda number, arrays: arrays._replace(word_starts=flags) if number == 1 else arrays)
+    with pytest.raises(ValueError, match="some shards store word starts and some do not; make the shards again"):
+        TokenReader(manifest).read(0, 130)
 
 
 @pytest.mark.parametrize("planned", [False, True])

@@ -191,6 +191,75 @@ def test_words_are_masked_whole(lengths, seed, rate, low):
     assert index or not num_text
 
 
+def with_starts(row: Row, share: float, seed: int) -> Row:
+    """The row with random stored word starts."""
+    rng = np.random.default_rng(seed)
+    pieces = [Piece(piece.tokens, piece.final, rng.random(len(piece.tokens)) < share) for piece in row.pieces]
+    return Row(tuple(pieces), row.epoch, row.index)
+
+
+def stored_words(row: Row) -> list[list[int]]:
+    """Positions of the words that stored starts tell, by reading token after token."""
+    found: list[list[int]] = []
+    place = 0
+    for piece in row.pieces:
+        place += 1  # [CLS]
+        open_word = False
+        for token, starts in zip(piece.tokens, piece.word_starts, strict=True):
+            if token < 5:
+                open_word = False
+            elif open_word and not starts:
+                found[-1].append(place)
+            else:
+                found.append([place])
+                open_word = True
+            place += 1
+        place += 1  # [SEP]
+    return found
+
+
+@given(
+    lengths=st.lists(st.integers(1, 25), min_size=1, max_size=6),
+    seed=st.integers(0, 10_000),
+    rate=st.sampled_from([0.05, 0.15, 0.5]),
+    share=st.sampled_from([0.0, 0.3, 0.6, 1.0]),
+    low=st.sampled_from([0, 5]),
+)
+@settings(max_examples=150, deadline=None)
+def test_stored_words_are_masked_whole(lengths, seed, rate, share, low):
+    row = with_starts(make_row(seed, tuple(lengths), low=low, seed=seed), share, seed)
+    ((index, labels, _),) = masks(mlm(rate=rate, whole_word=True), row)
+    groups = stored_words(row)
+    taken = [group for group in groups if set(group) & set(index)]
+    assert all(set(group) <= set(index) for group in taken)
+    assert sorted(itertools.chain(*taken)) == index and labels == original(row)[index].tolist()
+    num_text = sum(map(len, groups))
+    longest = max(map(len, groups), default=0)
+    assert len(index) <= rate * num_text + longest or len(taken) == 1
+    assert index or not num_text
+
+
+def test_stored_starts_that_say_what_the_vocabulary_says_change_no_mask():
+    rows = [make_row(index) for index in range(40)]
+    stored = []
+    for row in rows:
+        pieces = [Piece(piece.tokens, piece.final, piece.tokens < FIRST_CONTINUATION) for piece in row.pieces]
+        stored.append(Row(tuple(pieces), row.epoch, row.index))
+    objective = mlm(whole_word=True)
+    assert masks(objective, *stored) == masks(objective, *rows)
+    other = [with_starts(row, 0.5, row.index) for row in rows]
+    assert masks(objective, *other) != masks(objective, *rows)
+    assert masks(mlm(), *other) == masks(mlm(), *rows)  # without whole_word they mean nothing
+
+
+def test_pieces_with_and_without_stored_starts_in_one_row():
+    tokens = np.array([10, 11, 45, 12, 46], np.uint16)
+    row = Row((Piece(tokens, True), Piece(tokens, True, np.array([0, 0, 1, 1, 0], bool)), Piece(tokens, True)), 0, 3)
+    groups = [[1], [2, 3], [4, 5], [8, 9], [10], [11, 12], [15], [16, 17], [18, 19]]
+    found = {tuple(masks(mlm(seed, whole_word=True, rate=0.01), row)[0][0]) for seed in range(300)}
+    assert found == {tuple(group) for group in groups}
+
+
 def test_row_without_text_has_no_targets():
     nothing = Row((Piece(np.array([UNK, MASK], np.uint16), True), Piece(np.zeros(0, np.uint16), True)), 0, 0)
     objective = mlm()
