@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from preprocess.folders.survey import check_ranges
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_file, check_shard, read_manifest
 from preprocess.output_folder import CACHE_FOLDER, HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME
 from preprocess.progress import progress_bar
 from preprocess.shards import ShardReader, content_digest
+from preprocess.workers import run_blocks
 
 
-def verify_folder(folder: Path | str) -> list[str]:
+def verify_folder(folder: Path | str, num_workers: int = 1) -> list[str]:
     """Return everything wrong with a shard folder, one text for each bad file; none if it is as it was written.
 
     Checked: the manifests against their own digests; each file's size and sha256; each dataset read in full, its
-    offsets rising, its ids below the vocabulary's size, its content digest; that no file is missing or unknown.
+    offsets rising, its ids below the vocabulary's size, its content digest; that all shards have the same datasets;
+    that no file is missing or unknown. The texts and their order are the same for any number of workers.
+
+    Args:
+        num_workers: processes that read the shards.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -35,12 +42,11 @@ def verify_folder(folder: Path | str) -> list[str]:
             manifests.append(read_manifest(heldout))
         except ValueError as error:
             problems.append(str(error))
-    total = sum(entry.num_bytes for manifest in manifests for entry in manifest.shards)
-    with progress_bar("verifying", total) as progress:
-        for manifest in manifests:
-            problems += _verify_shards(manifest, progress)
-            problems += _verify_tokenizer(manifest)
-            problems += _unknown_files(manifest)
+    found = _verify_shards(manifests, num_workers)
+    for manifest in manifests:
+        problems += found.pop(0)
+        problems += _verify_tokenizer(manifest)
+        problems += _unknown_files(manifest)
     problems += _contradictions(manifests)
     return problems
 
@@ -50,33 +56,80 @@ def _has_heldout(manifest: Manifest) -> bool:
     return bool(manifest.settings.get("heldout") and manifest.tokenizer.get("files"))
 
 
-def _verify_shards(manifest: Manifest, progress: Callable[[int], None]) -> Iterator[str]:
-    for entry in manifest.shards:
+def _verify_shards(manifests: list[Manifest], num_workers: int) -> list[list[str]]:
+    """Return the problems of each manifest's shards."""
+    work = [(manifest, entry) for manifest in manifests for entry in manifest.shards]
+    with progress_bar("verifying", sum(entry.num_bytes for _, entry in work)) as progress:
+        checked = run_blocks(VerifyJob(work), range(len(work)), num_workers, progress)
+    found: list[list[str]] = []
+    for manifest in manifests:
+        own, checked = checked[: len(manifest.shards)], checked[len(manifest.shards) :]
+        found.append([shard.problem for shard in own if shard.problem])
+        found[-1] += _unlike(manifest, [shard.optional for shard in own])
+    return found
+
+
+def _unlike(manifest: Manifest, optional: list[tuple[str, ...] | None]) -> Iterator[str]:
+    """Compare the optional datasets of each shard with those that most shards have; None: could not be read."""
+    known = [names for names in optional if names is not None]
+    usual = max(known, key=known.count, default=())
+    for entry, names in zip(manifest.shards, optional, strict=True):
+        if names is not None and names != usual:
+            yield (
+                f"{manifest.folder / entry.file} has the optional datasets {list(names)}, "
+                f"and other shards of the folder have {list(usual)}"
+            )
+
+
+@dataclass(frozen=True)
+class CheckedShard:
+    """What is wrong with a shard, if anything, and the optional datasets that it has (None if it is damaged)."""
+
+    problem: str | None
+    optional: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class VerifyJob:
+    """Checks shards; see ``workers.Job``."""
+
+    work: list[tuple[Manifest, ShardEntry]]
+
+    def start(self) -> None:
+        """Need nothing."""
+
+    def run(self, state: None, block: int, progress: Callable[[int], None]) -> CheckedShard:
+        """Check one shard."""
+        manifest, entry = self.work[block]
         try:
             check_shard(manifest.folder, entry)
-            check_content(manifest, entry)
+            return CheckedShard(None, check_content(manifest, entry))
         except (ValueError, OSError) as error:
-            yield str(error)
-        progress(entry.num_bytes)
+            return CheckedShard(str(error), None)
+        finally:
+            progress(entry.num_bytes)
 
 
-def check_content(manifest: Manifest, entry: ShardEntry) -> None:
-    """Read a whole shard and check its arrays; ValueError names the file and what is wrong."""
+def check_content(manifest: Manifest, entry: ShardEntry) -> tuple[str, ...]:
+    """Read a whole shard, check its arrays and return the names of the optional ones.
+
+    Raises:
+        ValueError: naming the file and what is wrong.
+    """
     path = manifest.folder / entry.file
     reader = ShardReader(path, entry)
     try:
         arrays = reader.arrays()
     finally:
         reader.close()
-    vocab_size = manifest.tokenizer["vocab_size"]
-    if arrays.tokens.max() >= vocab_size:
-        raise ValueError(f"{path} has the token id {arrays.tokens.max()}, and the vocabulary has {vocab_size} tokens")
+    check_ranges(manifest, entry, arrays)
     if not np.isin(arrays.document_offsets, arrays.sentence_offsets).all():
         raise ValueError(f"{path} has a document that begins within a sentence")
-    if arrays.document_source.max() >= len(manifest.sources):
-        raise ValueError(f"{path} has a document of source {arrays.document_source.max()}, which the manifest lacks")
+    if arrays.second_offsets is not None and not np.isin(arrays.second_offsets, arrays.sentence_offsets).all():
+        raise ValueError(f"{path} has a second text that begins within a sentence")
     if content_digest(arrays) != entry.content_sha256:
         raise ValueError(f"{path} is damaged: the digest of its arrays differs from the manifest's")
+    return arrays.optional
 
 
 def _verify_tokenizer(manifest: Manifest) -> Iterator[str]:
@@ -115,5 +168,6 @@ def _contradictions(manifests: list[Manifest]) -> Iterator[str]:
         return
     main, heldout = manifests
     same = main.tokenizer["digest"] == heldout.tokenizer["digest"] and main.settings == heldout.settings
+    same = same and main.labels == heldout.labels
     if not same or main.counts["heldout_documents"] != heldout.counts["documents"]:
         yield f"{heldout.folder / MANIFEST_NAME} belongs to other shards than {main.folder / MANIFEST_NAME}"

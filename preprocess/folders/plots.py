@@ -1,0 +1,133 @@
+"""Plots of a shard folder as SVG that takes its colours from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from preprocess.folders.samples import printable
+from preprocess.folders.survey import Survey
+from preprocess.manifest import Manifest
+
+# Colours that stand for those of the page: matplotlib wants numbers, the page wants names.
+COLOURS = {"#010203": "currentColor", "#040506": "var(--accent)", "#070809": "var(--line)"}
+TEXT, ACCENT, LINE = COLOURS
+SETTINGS = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "text.color": TEXT,
+    "text.parse_math": False,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+}
+SIZE = (7.4, 2.9)  # inches
+BINS_PER_OCTAVE = 4
+MAX_RANK_POINTS = 400
+MAX_SOURCES = 20
+MAX_NAME = 28
+
+
+def draw_plots(manifest: Manifest, survey: Survey) -> dict[str, str]:
+    """Return SVG by the name of the plot; those of which there is nothing to show are left out."""
+    drawings: dict[str, Callable[[Any], None]] = {}
+    if manifest.shards:
+        drawings["document_tokens"] = lambda axes: _lengths(axes, survey.document_tokens, "document")
+        drawings["sentence_tokens"] = lambda axes: _lengths(axes, survey.sentence_tokens, "sentence")
+        drawings["ranks"] = lambda axes: _ranks(axes, survey)
+    if len(manifest.sources) > 1:
+        drawings["sources"] = lambda axes: _sources(axes, manifest)
+    return {name: _draw(name, draw) for name, draw in drawings.items()}
+
+
+def _draw(name: str, draw: Callable[[Any], None]) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {**SETTINGS, "svg.hashsalt": name}  # ids differ between the plots of a page, and not between runs
+    stream = io.StringIO()
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the page's fonts have the characters that matplotlib's lack
+        figure = Figure(figsize=SIZE, layout="tight")
+        draw(figure.add_subplot())
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
+    return _for_page(stream.getvalue(), name)
+
+
+def _for_page(svg: str, name: str) -> str:
+    """Take an SVG file apart for use within a page: no prolog or metadata, ids of its own, the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(
+        r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg role="img" \1 xmlns:xlink="http://www.w3.org/1999/xlink">', svg
+    )
+    svg = svg.replace("'DejaVu Sans'", "system-ui")
+    for stand_in, colour in COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return svg.strip()
+
+
+def _lengths(axes: Any, lengths: Mapping[int, int], what: str) -> None:
+    """Draw a histogram of lengths with bins of equal ratio; each bin has at least one whole number in it."""
+    longest = max(lengths)
+    exponents = np.arange(0, np.log2(longest) + 1 + 1 / BINS_PER_OCTAVE, 1 / BINS_PER_OCTAVE)
+    edges = np.unique(np.ceil(2.0**exponents).astype(np.int64))
+    values = np.array(sorted(lengths))
+    counts = np.array([lengths[value] for value in values.tolist()])
+    heights, _ = np.histogram(values, bins=edges, weights=counts)
+    axes.bar(edges[:-1], heights, width=np.diff(edges) * 0.94, align="edge", color=ACCENT)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel(f"tokens per {what}")
+    axes.set_ylabel(f"{what}s")
+    axes.grid(visible=False, axis="x")
+
+
+def _ranks(axes: Any, survey: Survey) -> None:
+    counts = np.sort(survey.token_counts[survey.token_counts > 0])[::-1]
+    shown = np.unique(np.geomspace(1, len(counts), MAX_RANK_POINTS).astype(np.int64))
+    axes.plot(shown, counts[shown - 1], color=ACCENT, linewidth=1.8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("rank of the token")
+    axes.set_ylabel("times")
+
+
+def _sources(axes: Any, manifest: Manifest) -> None:
+    """Draw the tokens of the largest sources, and of all others together."""
+    by_size = sorted(manifest.sources, key=lambda source: -source.num_tokens)
+    names = [_short(printable(source.name)) for source in by_size[:MAX_SOURCES]]
+    tokens = [source.num_tokens for source in by_size[:MAX_SOURCES]]
+    if others := by_size[MAX_SOURCES:]:
+        names.append(f"{len(others):,} others")
+        tokens.append(sum(source.num_tokens for source in others))
+    axes.figure.set_figheight(0.9 + 0.27 * len(names))
+    axes.barh(range(len(names)), tokens, height=0.7, color=ACCENT)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("tokens")
+    axes.grid(visible=False, axis="y")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else "..." + name[3 - MAX_NAME :]
