@@ -1,18 +1,15 @@
-"""How documents lie in a text file, and how to tell."""
+"""How documents lie in a file: what its beginning looks like, in numbers that the user can check."""
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from preprocess.corpus.layouts import BYTE_ORDER_MARK as BYTE_ORDER_MARK
+from preprocess.corpus.layouts import DOCUMENT_PER_LINE, SENTENCE_PER_LINE
 from preprocess.corpus.text_errors import check_no_nul
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-SENTENCE_PER_LINE = "sentence_per_line"
-DOCUMENT_PER_LINE = "document_per_line"
-LAYOUTS = (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)
+LAYOUTS = (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)  # those that the present callers know
 
 SAMPLE_BYTES = 4 << 20
 MAX_DESCRIBED_FILES = 12
@@ -26,7 +23,7 @@ class LayoutReport:
     """What a file, or its beginning, looks like.
 
     Attributes:
-        num_bytes: size of the file.
+        num_bytes: its size, uncompressed.
         sampled_bytes: how much of it was looked at.
         num_lines: lines that are not blank.
         num_blocks: runs of such lines, separated by blank lines.
@@ -92,44 +89,34 @@ def _describe(what: str, reports: Sequence[LayoutReport]) -> str:
     )
 
 
-def detect_layout(path: str, layout: str = "auto") -> LayoutReport:
-    """Look at the first bytes of a file and tell its layout.
+def detect_layout(path: str, sample: bytes, whole: bool, layout: str = "auto") -> LayoutReport:
+    """Tell the layout of a text file from its first bytes.
 
     Args:
-        path: the file.
+        path: the file, for messages.
+        sample: its first bytes, uncompressed.
+        whole: whether that is all of it.
         layout: "auto", or the layout that the user gave; then the file may only not contradict it.
 
     Raises:
-        ValueError: if the file cannot be read, has a NUL byte or old Macintosh line ends at its beginning, or is
-            nothing like ``layout``.
+        ValueError: if there is a NUL byte or old Macintosh line ends, or the file is nothing like ``layout``.
     """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError(
-                f"cannot read {path}: it is no ordinary file (workers read parts of it); write it to a file"
-            )
-        with open(path, "rb") as file:
-            num_bytes = os.fstat(file.fileno()).st_size
-            sample = file.read(SAMPLE_BYTES)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
     _check_text(path, sample)
-    whole = len(sample) == num_bytes
     lines = [bool(line.strip()) for line in sample.removeprefix(BYTE_ORDER_MARK).split(b"\n")]
     if not whole and len(lines) > 1:
         lines.pop()  # cut within a line
     num_lines = sum(lines)
     num_blocks = sum(now and not before for before, now in zip([False, *lines], lines, strict=False))
+    report = LayoutReport(path, layout, len(sample), len(sample), num_lines, num_blocks, layout != "auto")
     if layout != "auto":
         _check_given(path, layout, num_lines, num_blocks)
+        return report
     separated = num_blocks > 1 and num_lines <= MAX_LINES_PER_DOCUMENT * num_blocks
-    detected = SENTENCE_PER_LINE if separated else DOCUMENT_PER_LINE
-    chosen = detected if layout == "auto" else layout
-    return LayoutReport(path, chosen, num_bytes, len(sample), num_lines, num_blocks, layout != "auto")
+    return replace(report, layout=SENTENCE_PER_LINE if separated else DOCUMENT_PER_LINE)
 
 
 def _check_text(path: str, sample: bytes) -> None:
-    check_no_nul(path, 0, sample)
+    check_no_nul(path, 0, sample, lambda offset: 1 + sample.count(b"\n", 0, offset))
     head = sample[:HEAD_BYTES]
     if b"\r" in head and b"\n" not in head:
         raise ValueError(

@@ -1,218 +1,91 @@
-"""Inputs: which files, which layout, and the documents of a byte range.
-
-The input is the concatenation of the files in order. Block k is the documents whose first byte lies in
-[k * block_bytes, (k + 1) * block_bytes) of it, so anyone can find a block without reading what comes before. A document
-never spans files, lines end at b"\\n" only, and a line of nothing but ASCII white space is blank.
-"""
+"""Inputs of a command: the files of its --corpus arguments, and what each of them is."""
 
 from __future__ import annotations
 
-import bisect
-import glob
-import operator
-import os
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
-from preprocess.corpus.detection import BYTE_ORDER_MARK, DOCUMENT_PER_LINE, describe_layouts, detect_layout
+from preprocess.corpus.corpus import INVALID_UTF8 as INVALID_UTF8
+from preprocess.corpus.corpus import Corpus as Corpus
+from preprocess.corpus.corpus import CorpusSettings as CorpusSettings
+from preprocess.corpus.corpus import InputFile as InputFile
+from preprocess.corpus.detection import describe_layouts
+from preprocess.corpus.finding import expand, parse_arguments, source_names
+from preprocess.corpus.old_inputs import open_corpus as open_plain_corpus
+from preprocess.corpus.survey import Survey, survey_files
+from preprocess.progress import progress_bar
 
-
-@dataclass(frozen=True, kw_only=True)
-class InputFile:
-    """One file of the input.
-
-    Attributes:
-        path: where it is.
-        name: its name within its source, the same on every machine.
-        source: index of its source.
-        start: its first byte in the concatenated input.
-        layout: "sentence_per_line" or "document_per_line".
-    """
-
-    path: str
-    name: str
-    source: int
-    start: int
-    num_bytes: int
-    layout: str
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The input: files in order, grouped into sources (one for each argument of the command)."""
-
-    source_names: tuple[str, ...]
-    files: tuple[InputFile, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the concatenated input."""
-        return sum(file.num_bytes for file in self.files)
-
-    def num_blocks(self, block_bytes: int) -> int:
-        """Return how many blocks of ``block_bytes`` the input has."""
-        return -(-self.num_bytes // block_bytes)
-
-    def block(self, index: int, block_bytes: int) -> Iterator[tuple[InputFile, int, bytes]]:
-        """Yield (file, offset within the file, bytes) for each file that has documents beginning in a block."""
-        first, last = index * block_bytes, (index + 1) * block_bytes
-        start_of = operator.attrgetter("start")
-        begin_file = max(0, bisect.bisect_right(self.files, first, key=start_of) - 1)
-        end_file = bisect.bisect_left(self.files, last, key=start_of)
-        for file in self.files[begin_file:end_file]:
-            if file.start + file.num_bytes <= first:
-                continue
-            with open(file.path, "rb") as stream:
-                _check_size(file, stream)
-                begin = document_boundary(stream, first - file.start, file.layout)
-                end = file.num_bytes
-                if last < file.start + file.num_bytes:
-                    end = document_boundary(stream, last - file.start, file.layout)
-                stream.seek(begin)
-                data = stream.read(end - begin)
-            if begin == 0 and data.startswith(BYTE_ORDER_MARK):
-                begin, data = len(BYTE_ORDER_MARK), data[len(BYTE_ORDER_MARK) :]
-            if data:
-                yield file, begin, data
+def open_corpus(
+    settings: CorpusSettings | Sequence[str],
+    spool: Path | str = "auto",
+    num_workers: int = 1,
+    progress: ProgressBar = progress_bar,
+) -> tuple[Corpus, list[str]]:
+    """Do as ``open_inputs``; or, for callers that know plain text only, take (arguments, layout)."""
+    if isinstance(settings, CorpusSettings):
+        return open_inputs(settings, Path(spool), num_workers, progress)
+    return open_plain_corpus(settings, str(spool))
 
 
-def _check_size(file: InputFile, stream: BinaryIO) -> None:
-    found = os.fstat(stream.fileno()).st_size
-    if found != file.num_bytes:
-        raise ValueError(f"{file.path} had {file.num_bytes:,} bytes and now has {found:,}: it changes while it is read")
+def open_inputs(
+    settings: CorpusSettings,
+    spool: Path,
+    num_workers: int = 1,
+    progress: ProgressBar = progress_bar,
+) -> tuple[Corpus, list[str]]:
+    """Find the files of a corpus and what each of them is.
 
-
-def document_boundary(stream: BinaryIO, offset: int, layout: str) -> int:
-    """Return the first line start at or after ``offset`` where a document may begin; the file's size if none.
-
-    In document_per_line that is any line start, in sentence_per_line one that follows a blank line.
-    """
-    if offset <= len(BYTE_ORDER_MARK):
-        stream.seek(0)
-        mark = len(BYTE_ORDER_MARK) if stream.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
-        if offset <= mark:
-            return 0
-    stream.seek(offset - 1)
-    line = stream.readline()
-    position = offset - 1 + len(line)
-    if layout == DOCUMENT_PER_LINE:
-        return position
-    blank = not line.strip() and _blank_before(stream, offset - 1)
-    stream.seek(position)
-    while not blank and (line := stream.readline()):
-        position += len(line)
-        blank = not line.strip()
-    return position
-
-
-def _blank_before(stream: BinaryIO, position: int) -> bool:
-    """Whether the line that holds ``position`` is blank up to there."""
-    while position > 0:
-        start = max(0, position - 4096)
-        stream.seek(start)
-        chunk = stream.read(position - start)
-        if start == 0:
-            chunk = chunk.removeprefix(BYTE_ORDER_MARK)
-        if chunk[chunk.rfind(b"\n") + 1 :].strip():
-            return False
-        if b"\n" in chunk:
-            return True
-        position = start
-    return True
-
-
-def open_corpus(arguments: Sequence[str], layout: str = "auto") -> tuple[Corpus, list[str]]:
-    """Find the files of a command's --corpus arguments and their layouts.
+    Compressed files, parquet and labelled lines are read through once, in parallel.
 
     Args:
-        arguments: files, folders (read recursively, hidden entries skipped) and glob patterns.
-        layout: "auto" to detect it in each file, or the layout of all files.
+        spool: folder for standard input, made when it is needed.
+        progress: makes the progress bar of that.
 
     Returns:
         the corpus, and lines that tell the user what was found.
 
     Raises:
-        ValueError: if a file is missing or unreadable, the input is empty, or a file contradicts ``layout``.
+        ValueError: for whatever is wrong with the settings or the files.
+        OSError: if standard input does not fit on the disk.
     """
-    names: dict[str, None] = {}
-    files: list[InputFile] = []
-    reports = []
+    problems = settings.problems()
+    if problems:
+        raise ValueError("; ".join(problems))
+    arguments = parse_arguments(settings.arguments)
+    names = source_names(arguments)
+    layout_of = _by_source("layout", settings.layout, names)
+    field_of = _by_source("text_field", settings.text_field, names)
+    wanted = [
+        Survey(path, name, source, layout_of[source], field_of[source], settings.max_expansion)
+        for source, argument in enumerate(arguments)
+        for path, name in expand(argument.path)
+    ]
+    surveys = survey_files(wanted, num_workers, progress)
+    files = []
     start = 0
-    for source, argument in enumerate(arguments):
-        names[_unique_name(argument, names)] = None
-        for path, name in _expand(argument):
-            detected = detect_layout(path, layout)
-            reports.append(detected)
-            file = InputFile(
-                path=path,
-                name=name,
-                source=source,
-                start=start,
-                num_bytes=detected.num_bytes,
-                layout=detected.layout,
-            )
-            files.append(file)
-            start += file.num_bytes
-    corpus = Corpus(tuple(names), tuple(files))
-    if not any(report.num_lines for report in reports):
-        raise ValueError(f"the corpus is empty: no text in {', '.join(arguments)} ({len(files)} files)")
-    return corpus, describe_layouts(reports)
+    for survey in surveys:
+        files.append(replace(survey.file, start=start))
+        start += survey.file.num_bytes
+    if not any(survey.report.num_lines for survey in surveys):
+        raise ValueError(f"the corpus is empty: no text in {', '.join(settings.arguments)} ({len(files)} files)")
+    return Corpus(names, tuple(files), settings=settings), describe_layouts([survey.report for survey in surveys])
 
 
-def _unique_name(argument: str, taken: Container[str]) -> str:
-    """Return the stem of a file or folder; of a pattern, its folder's name; -2, -3, ... make it unique."""
-    path = Path(argument)
-    while glob.has_magic(path.name) and not path.exists():
-        path = path.parent
-    resolved = path if path.name else path.resolve()
-    stem = (resolved.stem if resolved.is_file() else resolved.name) or "corpus"
-    number, name = 1, stem
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    return name
-
-
-def _expand(argument: str) -> list[tuple[str, str]]:
-    """Return (path, name within the source) of each file that an argument stands for, by path bytes."""
-    if os.path.exists(argument):
-        return _expand_path(argument)
-    if not glob.has_magic(argument):
-        raise ValueError(f"no such file or folder: {argument} (from --corpus; it is looked up in {os.getcwd()})")
-    root = _glob_root(argument)
-    matches = glob.glob(argument, recursive=True)
-    found = [(path, os.path.relpath(path, root)) for hit in matches for path, _ in _expand_path(hit)]
-    if not found:
-        raise ValueError(f"no file matches the pattern {argument} (from --corpus; it is looked up in {os.getcwd()})")
-    return sorted(set(found), key=lambda item: os.fsencode(item[0]))
-
-
-def _glob_root(pattern: str) -> str:
-    root = Path(pattern)
-    while glob.has_magic(str(root)):
-        root = root.parent
-    return str(root)
-
-
-def _expand_path(path: str) -> list[tuple[str, str]]:
-    if not os.path.isdir(path):
-        return [(path, os.path.basename(path))]
-    found = []
-    visited = set()
-    for folder, subfolders, names in os.walk(path, onerror=_raise_unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            raise ValueError(f"the folder {folder} is reached twice under {path}: symbolic links lead back to it")
-        visited.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    if not found:
-        raise ValueError(f"the folder {path} holds no file (hidden files are skipped)")
-    named = [(file, os.path.relpath(file, path)) for file in found]
-    return sorted(named, key=lambda item: os.fsencode(item[1]))
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+def _by_source(what: str, given: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the setting of each source: the plain one, or that given as NAME=VALUE."""
+    default = {"layout": "auto", "text_field": "text"}[what]
+    special: dict[str, str] = {}
+    for value in given:
+        name, equals, rest = value.partition("=")
+        if not equals:
+            default = value
+        elif name not in names:
+            raise ValueError(f"{what} is {value!r}, and there is no source {name!r}; sources: {', '.join(names)}")
+        else:
+            special[name] = rest
+    return [special.get(name, default) for name in names]

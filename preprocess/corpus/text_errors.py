@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 CHUNK_BYTES = 1 << 20
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -12,13 +15,20 @@ COMPRESSED = {
 }
 
 
-def check_no_nul(path: str, begin: int, data: bytes) -> None:
-    """Refuse data with a NUL byte; ``begin`` is its place in the file."""
+class Readable(Protocol):
+    """Bytes at any offset, as of ``streams.ByteStream``."""
+
+    def read(self, offset: int, size: int) -> bytes: ...
+
+
+def check_no_nul(path: str, begin: int, data: bytes, line_at: Callable[[int], int] | None = None) -> None:
+    """Refuse data with a NUL byte; ``begin`` is its place in the file, ``line_at`` tells the line of a place."""
     position = data.find(b"\0")
     if position >= 0:
         offset = begin + position
+        line = line_at(offset) if line_at else line_number(path, offset)
         raise ValueError(
-            f"{path} is not text: NUL byte at offset {offset:,} (line {line_number(path, offset):,}); "
+            f"{path} is not text: NUL byte at offset {offset:,} (line {line:,}); "
             f"the corpus must be UTF-8 text{_hint(path)}"
         )
 
@@ -33,6 +43,24 @@ def invalid_utf8(path: str, offset: int) -> ValueError:
         f"{_hint(path)}; convert it, for example with `iconv -f ENCODING -t UTF-8`, or drop bad "
         "bytes with `iconv -c -t UTF-8`"
     )
+
+
+def utf8_error(path: str, byte: int, offset: int, line: int) -> ValueError:
+    """Return the error for a byte that is not UTF-8, at an offset and line of the uncompressed file."""
+    return ValueError(
+        f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset:,} (line {line:,}){_hint(path)}; convert it, for "
+        "example with `iconv -f ENCODING -t UTF-8`, or give --invalid_utf8 drop (leaves such documents out) or "
+        "--invalid_utf8 replace (puts U+FFFD in place of bad bytes)"
+    )
+
+
+def line_of(stream: Readable, offset: int) -> int:
+    """Return the number, from 1, of the line that holds a byte of a stream."""
+    number, position = 1, 0
+    while position < offset and (chunk := stream.read(position, min(CHUNK_BYTES, offset - position))):
+        number += chunk.count(b"\n")
+        position += len(chunk)
+    return number
 
 
 def line_number(path: str, offset: int) -> int:
