@@ -58,7 +58,10 @@ def _draw(name: str, draw: Callable[[Any], None]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings: dict[Any, Any] = {**SETTINGS, "svg.hashsalt": name}  # ids differ between the plots of a page, and not between runs
+    settings: dict[Any, Any] = {
+        **SETTINGS,
+        "svg.hashsalt": name,
+    }  # ids differ between the plots of a page, and not between runs
     stream = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the page's fonts have the characters that matplotlib's lack
@@ -72,7 +75,7 @@ def _draw(name: str, draw: Callable[[Any], None]) -> str:
 def _for_page(svg: str, name: str) -> str:
     """Take an SVG file apart for use within a page: no prolog or metadata, ids of its own, the page's colours."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(
         r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg role="img" \1 xmlns:xlink="http://www.w3.org/1999/xlink">', svg

@@ -12,7 +12,7 @@ from preprocess.folders.survey import check_ranges
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_file, check_shard, read_manifest
 from preprocess.output_folder import CACHE_FOLDER, HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME
 from preprocess.progress import progress_bar
-from preprocess.shards import ShardReader, content_digest
+from preprocess.shards import ShardArrays, ShardReader, content_digest
 from preprocess.workers import run_blocks
 
 
@@ -37,7 +37,7 @@ def verify_folder(folder: Path | str, num_workers: int = 1) -> list[str]:
     except ValueError as error:
         problems.append(str(error))
     heldout = folder / HELDOUT_FOLDER
-    if heldout.exists() or (manifests and _has_heldout(manifests[0])):
+    if heldout.exists() or (manifests and has_heldout(manifests[0])):
         try:
             manifests.append(read_manifest(heldout))
         except ValueError as error:
@@ -51,7 +51,7 @@ def verify_folder(folder: Path | str, num_workers: int = 1) -> list[str]:
     return problems
 
 
-def _has_heldout(manifest: Manifest) -> bool:
+def has_heldout(manifest: Manifest) -> bool:
     """Whether a folder must hold a folder of held-out documents (which itself has no tokenizer files)."""
     return bool(manifest.settings.get("heldout") and manifest.tokenizer.get("files"))
 
@@ -102,20 +102,20 @@ class VerifyJob:
         """Check one shard."""
         manifest, entry = self.work[block]
         try:
-            check_shard(manifest.folder, entry)
-            return CheckedShard(None, check_content(manifest, entry))
+            return CheckedShard(None, read_checked(manifest, entry).optional)
         except (ValueError, OSError) as error:
             return CheckedShard(str(error), None)
         finally:
             progress(entry.num_bytes)
 
 
-def check_content(manifest: Manifest, entry: ShardEntry) -> tuple[str, ...]:
-    """Read a whole shard, check its arrays and return the names of the optional ones.
+def read_checked(manifest: Manifest, entry: ShardEntry) -> ShardArrays:
+    """Return the arrays of a shard after comparing file and arrays with the manifest.
 
     Raises:
         ValueError: naming the file and what is wrong.
     """
+    check_shard(manifest.folder, entry)
     path = manifest.folder / entry.file
     reader = ShardReader(path, entry)
     try:
@@ -129,7 +129,7 @@ def check_content(manifest: Manifest, entry: ShardEntry) -> tuple[str, ...]:
         raise ValueError(f"{path} has a second text that begins within a sentence")
     if content_digest(arrays) != entry.content_sha256:
         raise ValueError(f"{path} is damaged: the digest of its arrays differs from the manifest's")
-    return arrays.optional
+    return arrays
 
 
 def _verify_tokenizer(manifest: Manifest) -> Iterator[str]:
@@ -154,7 +154,7 @@ def _unknown_files(manifest: Manifest) -> Iterator[str]:
     }
     for path in sorted(manifest.folder.rglob("*")):
         name = path.relative_to(manifest.folder).as_posix()
-        if name.startswith(f"{HELDOUT_FOLDER}/") and _has_heldout(manifest):
+        if name.startswith(f"{HELDOUT_FOLDER}/") and has_heldout(manifest):
             continue  # the held-out folder has its own manifest
         if name.partition("/")[0] == CACHE_FOLDER:
             continue  # row plans: whoever reads them checks them
