@@ -98,7 +98,7 @@ class BlockReader:
             if file.layout == PARQUET:
                 raise NotImplementedError
             opened = TextFile(file, settings.max_expansion)
-            parser = RecordParser(file, opened.line_number, self.drops, settings.invalid_utf8)
+            parser = RecordParser(file, opened.line_number, self.drops, settings.invalid_utf8, opened.head)
             self._opened = (file, opened, parser)
         return self._opened[1:]
 

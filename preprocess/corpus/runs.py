@@ -16,6 +16,7 @@ from preprocess.corpus.streams import open_stream
 from preprocess.corpus.text_errors import check_no_nul, line_of
 
 CHUNK_BYTES = 1 << 20
+HEAD_BYTES = 1 << 14
 LOOK_BEHIND_BYTES = 1 << 12
 MAX_DOCUMENT_BYTES = 256 << 20
 
@@ -37,8 +38,8 @@ class TextFile:
         check_unchanged(file)
         self.stream = open_stream(file.path, file.compression, max_expansion)
         self.boundaries = BOUNDARIES[file.layout]
-        head = self.stream.read(0, len(BYTE_ORDER_MARK))
-        self.begin = len(BYTE_ORDER_MARK) if head == BYTE_ORDER_MARK else 0
+        self.head = self.stream.read(0, HEAD_BYTES)
+        self.begin = len(BYTE_ORDER_MARK) if self.head.startswith(BYTE_ORDER_MARK) else 0
         self.base = self.begin  # of the data that is not used yet
         self.data = b""
         self.reached = 0  # the range that begins here begins at ``base``
