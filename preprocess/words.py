@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 SEGMENTERS = ("rjieba", "jieba", "spaces")
+CONTROL = re.compile("[\x00-\x1f\x7f]")
 DICTIONARY_LINE = re.compile("(\\S.*?)(?: +([0-9]+))?(?: +([a-z]+))?")
 MAX_FREQUENCY = 2**31 - 1
 MAX_WORD_CHARACTERS = 100
@@ -88,7 +89,7 @@ def build_segmenter(name: str, user_dictionary: str | Path | None = None) -> Seg
         raise ValueError(f"there is no word segmenter {name!r}; there are: {', '.join(SEGMENTERS)}")
     if name == "spaces":
         if user_dictionary is not None:
-            raise ValueError("a user dictionary needs --word_segmenter rjieba or jieba; spaces uses the text's own words")
+            raise ValueError("a user dictionary needs --word_segmenter rjieba or jieba; spaces takes no other words")
         return Segmenter(name, None)
     words = [] if user_dictionary is None else list(read_user_dictionary(user_dictionary))
     return Segmenter(name, _build_rjieba(words) if name == "rjieba" else _build_jieba(words))
@@ -124,7 +125,7 @@ def read_user_dictionary(path: str | Path) -> Iterator[UserWord]:
 def _user_word(line: str, where: str) -> UserWord:
     found = DICTIONARY_LINE.fullmatch(line)
     problem = ""
-    if found is None or not line.isprintable():
+    if found is None or CONTROL.search(line):
         problem = "has a control character or a tab"
     elif len(found[1]) > MAX_WORD_CHARACTERS:
         problem = f"has a word of {len(found[1]):,} characters ({MAX_WORD_CHARACTERS} at most)"
