@@ -86,11 +86,11 @@ def show_words(ids: list[int], starts: npt.NDArray[np.bool_], tokenizer: Tokeniz
     """Return ids as text: a space between words, a middle dot between the pieces of one.
 
     Args:
-        ids: n token ids.
+        ids: n token ids, at least one.
         starts: [n] whether a word starts at each; one always does at the first, and at a mark.
         marks: what to write before the token at a place.
     """
-    begins = sorted({0, *np.flatnonzero(starts).tolist(), *marks}) if ids else []
+    begins = sorted({0, *np.flatnonzero(starts).tolist(), *marks})
     words = []
     for begin, end in zip(begins, [*begins[1:], len(ids)], strict=True):
         if begin in marks:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ import pytest
 import preprocess.manifest as manifest_module
 from preprocess.folders.verification import verify_folder
 from preprocess.manifest import read_manifest, write_manifest
-from preprocess.shards import ShardReader, write_shard
+from preprocess.shards import OPTIONAL, ShardReader, write_shard
+from tests.preprocess.folders.shard_documents import random_docs
 
 
 def test_a_whole_folder(shard_folder: Path) -> None:
@@ -106,3 +110,47 @@ def test_no_shard_folder(tmp_path: Path) -> None:
         verify_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=f"no {manifest_module.MANIFEST_NAME} in"):
         verify_folder(tmp_path)
+
+
+def test_same_texts_for_any_number_of_workers(shard_folder: Path) -> None:
+    for name in ("shard-00002.h5", "heldout/shard-00001.h5", "shard-00000.h5"):
+        path = shard_folder / name
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-3])
+    (shard_folder / "tokenizer" / "vocab.txt").unlink()
+    problems = verify_folder(shard_folder)
+    assert len(problems) >= 3
+    assert verify_folder(shard_folder, num_workers=2) == problems == sorted(problems, key=problems.index)
+    assert [problem.split()[0] for problem in problems][:2] == [
+        str(shard_folder / "shard-00000.h5"),
+        str(shard_folder / "shard-00002.h5"),
+    ]
+
+
+def test_options_that_contradict_the_rest(make_folder: Callable[..., Path]) -> None:
+    docs = random_docs(1, 21, ["a"], OPTIONAL)
+    folder = make_folder("s", docs, [], options=OPTIONAL, labels=["neg", "pos"])
+    assert verify_folder(folder) == []
+    manifest = read_manifest(folder)
+    path = folder / manifest.shards[1].file
+    arrays = ShardReader(path).arrays()
+    inside = next(place for place in range(arrays.tokens.size) if place not in arrays.sentence_offsets)
+    document = int(np.searchsorted(arrays.document_offsets, inside)) - 1
+    second = arrays.second_offsets.copy()
+    second[document] = inside
+    for changed, message in (
+        (arrays._replace(second_offsets=second), "a second text that begins within a sentence"),
+        (arrays._replace(document_label=arrays.document_label + np.int32(9)), "which the manifest lacks"),
+        (
+            arrays._replace(word_starts=None),
+            r"has the optional datasets \['document_label', 'second_offsets'\], and other",
+        ),
+    ):
+        manifest.shards[1] = write_shard(path, changed, "0" * 64)
+        write_manifest(manifest, folder)
+        (problem,) = verify_folder(folder)
+        assert re.search(message, problem) and str(path) in problem
+    manifest.shards[1] = write_shard(path, arrays, "0" * 64)
+    write_manifest(replace(manifest, labels=["neg", "pos", "more"]), folder)
+    (problem,) = verify_folder(folder)
+    assert "belongs to other shards" in problem
