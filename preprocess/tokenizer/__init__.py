@@ -1,14 +1,11 @@
 """Tokenizers: loading any kind, training, encoding fast, and saving so that ``AutoTokenizer`` reads them."""
 
-from preprocess.tokenizer.base import (
-    BERT,
-    CAUSAL_TEXTS,
-    LANGUAGE_MODEL,
-    TOKENIZER_FILES,
-    Tokenizer,
-    load_tokenizer,
-    train_wordpiece,
-)
+from preprocess.tokenizer.base import Tokenizer
+from preprocess.tokenizer.loading import load_tokenizer
+from preprocess.tokenizer.saving import BERT, CAUSAL_TEXTS, LANGUAGE_MODEL
+from preprocess.tokenizer.training import TrainingSettings, sample, train, train_wordpiece
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 __all__ = [
     "BERT",
@@ -16,6 +13,9 @@ __all__ = [
     "LANGUAGE_MODEL",
     "TOKENIZER_FILES",
     "Tokenizer",
+    "TrainingSettings",
     "load_tokenizer",
+    "sample",
+    "train",
     "train_wordpiece",
 ]

@@ -1,76 +1,72 @@
-"""The tokenizer: loaded from a file or folder, encoding fast, saved so that ``AutoTokenizer`` reads it."""
+"""The tokenizer: a vocabulary with special roles, and the pipeline that turns text into its ids."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import processors
 
-from preprocess.files import write_atomically
-from preprocess.tokenizer.bert_pipeline import MAX_WORD_LENGTH, PREFIX, Normalization, build_backend
-from preprocess.tokenizer.vocabulary import ROLES, read_tokenizer_files
-from preprocess.tokenizer.wordpiece import WordPieceEncoder
-from preprocess.tokenizer.wordpiece_training import train_vocabulary
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-FALLBACK_ROLES = {"bos": "cls", "eos": "sep"}
-BERT, LANGUAGE_MODEL, CAUSAL_TEXTS = "bert", "language_model", "causal_texts"
-TEMPLATES = {  # what transformers makes of one text and of two: roles, texts $A and $B, and segments where they matter
-    BERT: (["cls:0", "$A:0", "sep:0"], ["cls:0", "$A:0", "sep:0", "$B:1", "sep:1"]),
-    LANGUAGE_MODEL: (["bos", "$A"], ["bos", "$A", "$B"]),
-    CAUSAL_TEXTS: (["$A", "eos"], ["$A", "eos", "$B", "eos"]),
-}
+from preprocess.tokenizer.pipeline import Encoder, IntArray, Pipeline
+from preprocess.tokenizer.roles import Vocabulary
+from preprocess.tokenizer.saving import BERT, save_tokenizer
 
 
 class Tokenizer:
-    """A WordPiece tokenizer: text to ids without special tokens, and back.
+    """Text to ids without special tokens, and back.
 
-    A text that looks like a special token ("[MASK]") is text. Not thread-safe.
+    A text that looks like a special token ("[MASK]") is text. Not thread-safe. Can be pickled; what encodes is built
+    on first use.
 
     Attributes:
-        type: "wordpiece".
-        tokens: the vocabulary in id order.
-        special_ids: role (pad, unk, cls, sep, mask, bos, eos) -> id, for the roles that the vocabulary has.
+        vocabulary: tokens and special tokens.
+        pipeline: how text becomes tokens.
         notes: what was decided while loading, for the user to read.
     """
-
-    type = "wordpiece"
 
     def __init__(
         self,
         tokens: Sequence[str],
         special_tokens: Mapping[str, str],
-        normalization: Normalization,
+        pipeline: Pipeline,
         *,
-        prefix: str = PREFIX,
-        max_word_length: int = MAX_WORD_LENGTH,
+        extra_special: Collection[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        self.tokens = tuple(tokens)
-        self.normalization = normalization
-        self.prefix = prefix
-        self.max_word_length = max_word_length
-        self.notes = tuple(notes)
-        ids = {token: index for index, token in enumerate(self.tokens)}
-        self.special_ids = {role: ids[special_tokens[role]] for role in ROLES if special_tokens.get(role) in ids}
-        for role, fallback in FALLBACK_ROLES.items():
-            if role not in self.special_ids and fallback in self.special_ids:
-                self.special_ids[role] = self.special_ids[fallback]
-        self._backend = self._build_backend()
-        self._encoder = WordPieceEncoder(self._backend, self.dtype)
+        """Put the parts together.
 
-    def _build_backend(self) -> tokenizers.Tokenizer:
-        ids = {token: index for index, token in enumerate(self.tokens)}
-        unknown = self.tokens[self.special_ids["unk"]]
-        return build_backend(ids, unknown, self.normalization, self.prefix, self.max_word_length)
+        Args:
+            tokens: in id order.
+            special_tokens: role (pad, unk, cls, sep, mask, bos, eos) -> token; those not in ``tokens`` are left out.
+            extra_special: special tokens without a role.
+        """
+        self.vocabulary = Vocabulary.build(tokens, special_tokens, extra_special)
+        self.pipeline = pipeline
+        self.notes = tuple(notes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("vocabulary", "pipeline", "notes")}
+
+    @property
+    def type(self) -> str:
+        """wordpiece, bpe (byte-level), unigram, sentencepiece_bpe, char, word, or tokenizer_json."""
+        return self.pipeline.type
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The vocabulary in id order."""
+        return self.vocabulary.tokens
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Role (pad, unk, cls, sep, mask, bos, eos) -> id, for the roles that the vocabulary has."""
+        return self.vocabulary.special_ids
 
     @property
     def vocab_size(self) -> int:
@@ -82,6 +78,21 @@ class Tokenizer:
         """Type of the ids: uint16 below 65,536 tokens, else uint32."""
         return np.dtype(np.uint16 if self.vocab_size < 1 << 16 else np.uint32)
 
+    @property
+    def prefix(self) -> str:
+        """What tokens that continue a word begin with ("##"); "" where they have no prefix."""
+        return self.pipeline.prefix
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that ``save`` writes."""
+        return self.pipeline.files
+
+    @property
+    def keeps_whitespace(self) -> bool:
+        """Whether the white space before a sentence is part of its tokens (byte-level BPE), so must be given."""
+        return self.pipeline.keeps_whitespace
+
     @functools.cached_property
     def digest(self) -> str:
         """sha256 (hex) of everything that decides ids, independent of how the files are written."""
@@ -89,134 +100,73 @@ class Tokenizer:
             "type": self.type,
             "tokens": self.tokens,
             "special_ids": self.special_ids,
-            "normalization": asdict(self.normalization),
-            "prefix": self.prefix,
-            "max_word_length": self.max_word_length,
+            **self.pipeline.decisive(),
         }
+        if extra := sorted(self.vocabulary.special - set(self.special_ids.values())):
+            decisive["extra_special"] = extra
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
     def continuation(self) -> npt.NDArray[np.bool_]:
-        """[vocab_size], True where a token continues a word ("##ing")."""
-        special = self.all_special
-        flags = [token.startswith(self.prefix) and len(token) > len(self.prefix) for token in self.tokens]
-        return np.array(flags) & ~special
+        """[vocab_size], True where a token continues a word.
+
+        WordPiece: it has the prefix ("##ing"). Where words begin with a mark ("Ġthe", "▁the"): it has no mark, and
+        letters or digits that are not of a script without spaces. Never for characters and words.
+        """
+        return np.array(self.pipeline.continuation(self.tokens), np.bool_) & ~self.all_special
 
     @functools.cached_property
     def all_special(self) -> npt.NDArray[np.bool_]:
         """[vocab_size], True for the special tokens."""
         special = np.zeros(self.vocab_size, np.bool_)
-        special[list(self.special_ids.values())] = True
+        special[list(self.vocabulary.special)] = True
         return special
 
-    @property
-    def encoder(self) -> WordPieceEncoder:
+    @functools.cached_property
+    def encoder(self) -> Encoder:
         """The encoder behind ``encode``, for callers that hold large texts."""
-        return self._encoder
+        return self.pipeline.encoder(self.vocabulary, self.dtype)
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
+    @functools.cached_property
+    def _decoder(self) -> tokenizers.Tokenizer:
+        return self.pipeline.backend(self.vocabulary, hidden=False)
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, IntArray]:
         """Return the concatenated ids of the texts and their counts.
 
         Returns:
             ids [T] uint16 or uint32 (see ``dtype``), without special tokens; counts [len(texts)] int64.
         """
-        return self._encoder.encode(texts)
+        return self.encoder.encode(texts)
+
+    def encode_with_positions(self, texts: Sequence[str]) -> tuple[np.ndarray, IntArray, IntArray]:
+        """Return ids, counts and where each token's first visible character lies.
+
+        Returns:
+            ids [T] and counts [len(texts)] as ``encode`` does; positions [T] int64: the index of the code point in
+            "\\n".join(texts) at which the first character of the token that is no white space lies, -1 for a token
+            that has none, that begins within one, or that continues a WordPiece word.
+        """
+        return self.encoder.encode_with_positions(texts)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, IntArray, IntArray]:
+        """Return ids and where each token begins and ends, as transformers or sentencepiece themselves tell it.
+
+        Returns:
+            ids [T], starts [T] and ends [T] int64 in code points of ``text``; the end is exclusive.
+        """
+        return self.encoder.encode_with_offsets(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids; words are joined by spaces, and the special tokens are written out."""
-        return self._backend.decode([int(token) for token in ids], skip_special_tokens=False)
+        """Return the text of ids, as the pipeline's decoder joins them; the special tokens are written out."""
+        return self._decoder.decode([int(token) for token in ids], skip_special_tokens=False)
 
     def save(self, folder: Path | str, template: str = BERT) -> None:
-        """Write tokenizer.json, tokenizer_config.json and vocab.txt, the same bytes for the same tokenizer.
+        """Write ``files``, the same bytes for the same tokenizer.
 
         Args:
             folder: made if missing.
             template: key of TEMPLATES: the special tokens that transformers adds beside a model of that kind. Neither
                 ``encode`` nor ``digest`` depend on it.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        full = self._build_backend()
-        full.add_special_tokens(sorted({self.tokens[index] for index in self.special_ids.values()}))
-        if processor := self._post_processor(template):
-            full.post_processor = processor
-        write_atomically(folder / "tokenizer.json", (full.to_str(pretty=True) + "\n").encode())
-        config = json.dumps(self._config(template), ensure_ascii=False, indent=2) + "\n"
-        write_atomically(folder / "tokenizer_config.json", config.encode())
-        write_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token in self.tokens).encode())
-
-    def _post_processor(self, template: str) -> processors.TemplateProcessing | None:
-        """Return the template with tokens for roles; None where the vocabulary lacks one of them."""
-        single, pair = TEMPLATES[template]
-        roles = dict.fromkeys(role for item in pair if (role := item.partition(":")[0]) in ROLES)
-        if not roles.keys() <= self.special_ids.keys():
-            return None
-        tokens = {role: self.tokens[self.special_ids[role]] for role in roles}
-
-        def filled(items: list[str]) -> list[str]:
-            parts = (item.partition(":") for item in items)
-            return [f"{tokens.get(name, name)}{colon}{segment}" for name, colon, segment in parts]
-
-        return processors.TemplateProcessing(
-            single=filled(single),
-            pair=filled(pair),
-            special_tokens=[(token, self.special_ids[role]) for role, token in tokens.items()],
-        )
-
-    def _config(self, template: str) -> dict[str, object]:
-        """Settings for transformers; naming the class makes it right beside the config of any architecture.
-
-        transformers' BertTokenizer puts its own template over that of tokenizer.json, so only BERT's files name it.
-        GPT-2 would add the embeddings of token_type_ids to those of the tokens, so its files do not list them.
-        """
-        is_bert = template == BERT
-        own = {role: index for role, index in self.special_ids.items() if not is_bert or self._is_own_role(role)}
-        return {
-            "tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast",
-            "do_lower_case": self.normalization.lowercase,
-            "strip_accents": self.normalization.strip_accents,
-            "tokenize_chinese_chars": self.normalization.handle_chinese_chars,
-            "model_input_names": ["input_ids", *(["token_type_ids"] if is_bert else []), "attention_mask"],
-            **{f"{role}_token": self.tokens[index] for role, index in own.items()},
-        }
-
-    def _is_own_role(self, role: str) -> bool:
-        return self.special_ids[role] != self.special_ids.get(FALLBACK_ROLES.get(role, ""))
-
-
-def load_tokenizer(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
-    """Load a WordPiece tokenizer.
-
-    Args:
-        path: a folder with tokenizer.json, or with vocab.txt; or a vocabulary file (one token a line).
-        lowercase: for a bare vocabulary, whether text is lower-cased; None decides by its entries: cased if any
-            entry that is not a special token has an upper-case letter.
-
-    Raises:
-        ValueError: if there is no tokenizer at ``path``, it is of another kind, or its vocabulary is unusable.
-    """
-    files = read_tokenizer_files(Path(path), lowercase)
-    return Tokenizer(
-        files.tokens,
-        files.special_tokens,
-        files.normalization,
-        prefix=files.prefix,
-        max_word_length=files.max_word_length,
-        notes=files.notes,
-    )
-
-
-def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = True, min_frequency: int = 2) -> Tokenizer:
-    """Train a WordPiece vocabulary; the same texts give the same vocabulary, on any machine.
-
-    Args:
-        texts: lines of any length; read twice, so a generator is kept in memory.
-        vocab_size: number of tokens wanted, special tokens included; a small corpus may give fewer.
-        lowercase: whether text is lower-cased and stripped of accents.
-        min_frequency: how often a character or a pair must occur to be taken in.
-
-    Raises:
-        ValueError: if ``vocab_size`` leaves no room beside the special tokens, or the texts hold no word.
-    """
-    normalization = Normalization(lowercase=lowercase)
-    return Tokenizer(train_vocabulary(texts, vocab_size, normalization, min_frequency), ROLES, normalization)
+        save_tokenizer(Path(folder), self.pipeline, self.vocabulary, template)

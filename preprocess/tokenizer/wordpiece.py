@@ -12,14 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from preprocess.tokenizer.library import offsets_of
+from preprocess.tokenizer.pipeline import (
+    NUM_CODE_POINTS,
+    Encoder,
+    batches,
+    flat_ids,
+    is_visible,
+    text_begins,
+    to_code_points,
+)
+
 SEPARATOR, ISOLATED, WORD, UNKNOWN = 0, 2, 3, 255
-NUM_CODE_POINTS = 0x110000
 BATCH_CHARACTERS = 1 << 18
 MAX_CACHED_SPANS = 1 << 18
 MAX_CACHED_TOKENS = 1 << 22
@@ -69,16 +78,15 @@ class SpanCache(dict[str, int]):
 
     def _flush(self) -> None:
         encodings = self.backend.encode_batch_fast(self.pending, add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-        total = int(lengths.sum())
+        ids, lengths = flat_ids([encoding.ids for encoding in encodings], self.dtype)
+        total = len(ids)
         self.lengths = _grown(self.lengths, self.num_rows)
         self.offsets = _grown(self.offsets, self.num_rows)
         self.ids = _grown(self.ids, self.num_ids + total)
-        first = self.num_rows - len(ids)
+        first = self.num_rows - len(lengths)
         self.lengths[first : self.num_rows] = lengths
         self.offsets[first : self.num_rows] = self.num_ids + np.cumsum(lengths) - lengths
-        self.ids[self.num_ids : self.num_ids + total] = np.fromiter(chain.from_iterable(ids), self.dtype, total)
+        self.ids[self.num_ids : self.num_ids + total] = ids
         self.num_ids += total
         self.pending = []
 
@@ -112,11 +120,27 @@ class EncodedText:
         """Return how many ids come from code points before each boundary; a boundary must not cut a span."""
         return self.ends[np.searchsorted(self.positions, boundaries)]
 
+    def first_tokens(self, begin: int = 0) -> IntArray:
+        """Return ``begin`` + the first visible code point of each isolated character or span at its first token [T].
 
-class WordPieceEncoder:
-    """Encode text exactly as ``backend`` does, which must be Bert normalizer + Bert pre-tokenizer + WordPiece.
+        It is -1 at the other tokens. A span may begin with U+0085, which is white space and removed.
+        """
+        found = np.full(len(self.ids), -1, np.int64)
+        has_tokens = np.diff(self.ends) > 0
+        positions = self.positions[has_tokens]
+        hidden = ~is_visible(self.code_points[positions])
+        if hidden.any():
+            visible = np.flatnonzero(is_visible(self.code_points))
+            positions[hidden] = visible[np.searchsorted(visible, positions[hidden])]
+        found[self.ends[:-1][has_tokens]] = positions + begin
+        return found
 
-    Not thread-safe; one per process.
+
+class WordPieceEncoder(Encoder):
+    """Encode text exactly as ``backend`` does: a pipeline in which only the characters of a span see each other.
+
+    That is Bert normalizer + Bert pre-tokenizer + WordPiece, and also white-space words or single characters looked up
+    in a list.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, dtype: npt.DTypeLike) -> None:
@@ -130,12 +154,31 @@ class WordPieceEncoder:
         """Return the concatenated ids [T] and the number of ids of each text [len(texts)] int64."""
         ids: list[np.ndarray] = [np.zeros(0, self.dtype)]
         counts: list[IntArray] = [np.zeros(0, np.int64)]
-        for batch in _batches(texts):
+        for batch in batches(texts, BATCH_CHARACTERS):
             encoded = self.encode_text("\n".join(batch))
             lengths = np.fromiter(map(len, batch), np.int64, len(batch))
             ids.append(encoded.ids)
             counts.append(np.diff(encoded.tokens_before(np.cumsum(lengths + 1)), prepend=0))
         return np.concatenate(ids), np.concatenate(counts)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, IntArray, IntArray]:
+        """Return ids and offsets, by the library itself."""
+        return offsets_of(self.backend, text, self.dtype)
+
+    def encode_with_positions(self, texts: Sequence[str]) -> tuple[np.ndarray, IntArray, IntArray]:
+        """Return ids, counts and positions: a span's first token has the span's, the others continue the word."""
+        ids: list[np.ndarray] = [np.zeros(0, self.dtype)]
+        counts: list[IntArray] = [np.zeros(0, np.int64)]
+        positions: list[IntArray] = [np.zeros(0, np.int64)]
+        begin = 0
+        for batch in batches(texts, BATCH_CHARACTERS):
+            encoded = self.encode_text("\n".join(batch))
+            boundaries = np.append(text_begins(batch)[1:], len(encoded.code_points))
+            ids.append(encoded.ids)
+            counts.append(np.diff(encoded.tokens_before(boundaries), prepend=0))
+            positions.append(encoded.first_tokens(begin))
+            begin += len(encoded.code_points) + 1
+        return np.concatenate(ids), np.concatenate(counts), np.concatenate(positions)
 
     def encode_text(self, text: str) -> EncodedText:
         """Encode one text of any length; about 256k characters a call are fastest."""
@@ -158,7 +201,7 @@ class WordPieceEncoder:
 
     def classify(self, text: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
         """Return the code points [C] of a text and their classes [C]: SEPARATOR, ISOLATED or WORD."""
-        code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        code_points = to_code_points(text)
         classes = self.classes[code_points]
         if len(classes) and classes.max() == UNKNOWN:
             self._probe(np.unique(code_points[classes == UNKNOWN]))
@@ -210,17 +253,3 @@ def _spans_of(code_points: npt.NDArray[np.uint32], words: npt.NDArray[np.bool_])
     if not spans[-1]:
         spans.pop()
     return spans
-
-
-def _batches(texts: Sequence[str]) -> list[Sequence[str]]:
-    """Cut a list of texts into runs of about BATCH_CHARACTERS characters."""
-    batches: list[Sequence[str]] = []
-    first = size = 0
-    for index, text in enumerate(texts):
-        size += len(text) + 1
-        if size >= BATCH_CHARACTERS:
-            batches.append(texts[first : index + 1])
-            first, size = index + 1, 0
-    if first < len(texts):
-        batches.append(texts[first:])
-    return batches
