@@ -11,20 +11,28 @@ from preprocess.cleaning.drops import Drops
 from preprocess.corpus.corpus import Corpus, InputFile
 from preprocess.corpus.document import Document
 from preprocess.corpus.layouts import PARQUET
-from preprocess.corpus.records import RecordParser
-from preprocess.corpus.runs import TextFile
+from preprocess.corpus.parquet import ParquetRows
+from preprocess.corpus.records import TextRecords
 
 PIECE_BYTES = 1 << 20
 
 
 class OpenFile(Protocol):
-    """A file of the corpus that can be read by ranges."""
+    """A file of the corpus that can be read by ranges.
 
-    def runs(self, first: int, last: int) -> Iterator[tuple[int, bytes]]: ...
+    Attributes:
+        drops: counts the records that give no document.
+        num_replaced: documents in which invalid bytes became U+FFFD so far.
+    """
 
-    def line_number(self, offset: int) -> int: ...
+    drops: Drops
+    num_replaced: int
 
-    def close(self) -> None: ...
+    def read(self, first: int, last: int) -> Iterator[tuple[bytes, Iterator[Document]]]:
+        """Yield (raw bytes, documents) of the records that begin in [first, last), in parts."""
+
+    def close(self) -> None:
+        """Close the file."""
 
 
 class BlockReader:
@@ -47,7 +55,8 @@ class BlockReader:
         self.block_bytes = block_bytes
         self.drops = drops or Drops()
         self.num_replaced = 0
-        self._opened: tuple[InputFile, OpenFile, RecordParser] | None = None
+        self._file: InputFile | None = None
+        self._opened: OpenFile | None = None
 
     def documents(self, index: int, on_text: Callable[[bytes], None] = lambda _: None) -> Iterator[Document]:
         """Yield the documents of a block.
@@ -58,29 +67,29 @@ class BlockReader:
         Raises:
             ValueError: naming the file and the place, for whatever is wrong with it.
         """
-        for _, opened, parser, first, last in self._ranges(index):
-            parser.drops = self.drops
-            for offset, run in opened.runs(first, last):
-                _give(run, on_text)
-                yield from parser.documents(offset, run)
-            self.num_replaced += parser.take_replaced()
+        for opened, first, last in self._ranges(index):
+            opened.drops = self.drops
+            replaced_before = opened.num_replaced
+            for raw, documents in opened.read(first, last):
+                for piece in _pieces(raw):
+                    on_text(piece)
+                yield from documents
+            self.num_replaced += opened.num_replaced - replaced_before
 
     def raw(self, index: int) -> Iterator[bytes]:
         """Yield the raw bytes of a block in pieces, as ``documents`` gives them to ``on_text``."""
-        for _, opened, _, first, last in self._ranges(index):
-            for _, run in opened.runs(first, last):
-                pieces: list[bytes] = []
-                _give(run, pieces.append)
-                yield from pieces
+        for opened, first, last in self._ranges(index):
+            for raw, _ in opened.read(first, last):
+                yield from _pieces(raw)
 
     def close(self) -> None:
         """Close the file that is open."""
         if self._opened is not None:
-            self._opened[1].close()
-            self._opened = None
+            self._opened.close()
+        self._file = self._opened = None
 
-    def _ranges(self, index: int) -> Iterator[tuple[InputFile, OpenFile, RecordParser, int, int]]:
-        """Yield (file, the same opened, its parser, range within it) for each file that a block touches."""
+    def _ranges(self, index: int) -> Iterator[tuple[OpenFile, int, int]]:
+        """Yield (file, first, last) of the range within each file that a block touches."""
         first, last = index * self.block_bytes, (index + 1) * self.block_bytes
         start_of = operator.attrgetter("start")
         files = self.corpus.files
@@ -88,24 +97,23 @@ class BlockReader:
         end = bisect.bisect_left(files, last, key=start_of)
         for file in files[begin:end]:
             if file.start + file.num_bytes > first:
-                opened, parser = self._open(file)
-                yield file, opened, parser, max(0, first - file.start), last - file.start
+                yield self._open(file), max(0, first - file.start), last - file.start
 
-    def _open(self, file: InputFile) -> tuple[OpenFile, RecordParser]:
-        if self._opened is None or self._opened[0] is not file:
+    def _open(self, file: InputFile) -> OpenFile:
+        if self._opened is None or self._file is not file:
             self.close()
             settings = self.corpus.settings
             if file.layout == PARQUET:
-                raise NotImplementedError
-            opened = TextFile(file, settings.max_expansion)
-            parser = RecordParser(file, opened.line_number, self.drops, settings.invalid_utf8, opened.head)
-            self._opened = (file, opened, parser)
-        return self._opened[1:]
+                self._opened = ParquetRows(file, settings.invalid_utf8)
+            else:
+                self._opened = TextRecords(file, settings.invalid_utf8, settings.max_expansion)
+            self._file = file
+        return self._opened
 
 
-def _give(run: bytes, on_text: Callable[[bytes], None]) -> None:
-    if len(run) <= 2 * PIECE_BYTES:
-        on_text(run)
+def _pieces(raw: bytes) -> Iterator[bytes]:
+    if len(raw) <= 2 * PIECE_BYTES:
+        yield raw
         return
-    for start in range(0, len(run), PIECE_BYTES):
-        on_text(run[start : start + PIECE_BYTES])
+    for start in range(0, len(raw), PIECE_BYTES):
+        yield raw[start : start + PIECE_BYTES]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from preprocess.corpus.document import Document
 
 if TYPE_CHECKING:
-    from preprocess.corpus.records import RecordParser
+    from preprocess.corpus.records import TextRecords
 
 MAX_SHOWN = 12
 LABEL_NAMES = ("label", "labels")
@@ -19,7 +19,7 @@ SOURCE_NAMES = ("source", "src")
 TARGET_NAMES = ("target", "tgt")
 
 
-def parse_json(parser: RecordParser, offset: int, run: bytes) -> Iterator[Document]:
+def parse_json(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
     """Yield a document for each line, from the field that holds the text."""
     path, source, field = parser.file.path, parser.file.source, parser.file.text_field
     for line in run.split(b"\n"):
@@ -31,7 +31,7 @@ def parse_json(parser: RecordParser, offset: int, run: bytes) -> Iterator[Docume
         offset += len(line) + 1
 
 
-def _json_text(parser: RecordParser, offset: int, record: bytes, field: str) -> str:
+def _json_text(parser: TextRecords, offset: int, record: bytes, field: str) -> str:
     try:
         decoded = record.decode()
     except UnicodeDecodeError:
@@ -55,7 +55,7 @@ def _json_text(parser: RecordParser, offset: int, record: bytes, field: str) -> 
     return text
 
 
-def _find_text(parser: RecordParser, offset: int, value: Any, field: str) -> str:
+def _find_text(parser: TextRecords, offset: int, value: Any, field: str) -> str:
     """Return the text of a field, through objects; "" for null."""
     if not isinstance(value, dict):
         raise parser.error(offset, f"it is a JSON {_kind(value)}; in jsonl every line is one JSON object")
@@ -91,7 +91,7 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _without_surrogates(parser: RecordParser, offset: int, record: bytes, text: str) -> str:
+def _without_surrogates(parser: TextRecords, offset: int, record: bytes, text: str) -> str:
     r"""Treat half of a surrogate pair (such as an escape \ud83d alone) as bytes that are not UTF-8 are treated."""
     if parser.invalid_utf8 == "replace":
         parser.num_replaced += 1
@@ -113,7 +113,7 @@ def normal_lines(text: str) -> str:
     return text.strip()
 
 
-def parse_labelled(parser: RecordParser, offset: int, run: bytes) -> Iterator[Document]:
+def parse_labelled(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
     """Yield a document for each line ``label<TAB>text[<TAB>text_b]``."""
     path, source = parser.file.path, parser.file.source
     for place, line, columns in _rows(parser, offset, run):
@@ -131,7 +131,7 @@ def parse_labelled(parser: RecordParser, offset: int, run: bytes) -> Iterator[Do
             parser.drop_empty(line, place)
 
 
-def parse_paired(parser: RecordParser, offset: int, run: bytes) -> Iterator[Document]:
+def parse_paired(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
     """Yield a document for each line ``source<TAB>target``."""
     path, source = parser.file.path, parser.file.source
     for place, line, columns in _rows(parser, offset, run):
@@ -144,7 +144,7 @@ def parse_paired(parser: RecordParser, offset: int, run: bytes) -> Iterator[Docu
             parser.drop_empty(line, place)
 
 
-def _rows(parser: RecordParser, offset: int, run: bytes) -> Iterator[tuple[int, bytes, list[str]]]:
+def _rows(parser: TextRecords, offset: int, run: bytes) -> Iterator[tuple[int, bytes, list[str]]]:
     """Yield (offset, line, columns) of each line that is neither blank nor the header."""
     skip = parser.file.has_header and offset <= 3  # behind a byte order mark
     for line in run.split(b"\n"):

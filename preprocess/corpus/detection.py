@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from preprocess.corpus.layouts import BYTE_ORDER_MARK as BYTE_ORDER_MARK
-from preprocess.corpus.layouts import DOCUMENT_PER_LINE, SENTENCE_PER_LINE
+from preprocess.corpus.columns import header_layout
+from preprocess.corpus.layouts import (
+    ALL_LAYOUTS,
+    BYTE_ORDER_MARK,
+    DOCUMENT_PER_FILE,
+    DOCUMENT_PER_LINE,
+    JSONL,
+    LABELLED_TSV,
+    MEDIAWIKI,
+    PAIRED_TSV,
+    SENTENCE_PER_LINE,
+)
+from preprocess.corpus.shape import (
+    Shape,
+    common_tabs,
+    is_book,
+    is_double_spaced,
+    is_json_lines,
+    is_labels,
+    looks_like_one_json,
+)
 from preprocess.corpus.text_errors import check_no_nul
 
-LAYOUTS = (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)  # those that the present callers know
+LAYOUTS = ALL_LAYOUTS
 
 SAMPLE_BYTES = 4 << 20
-MAX_DESCRIBED_FILES = 12
 HEAD_BYTES = 1 << 20
 MAX_LINES_WITHOUT_BLANK = 2000  # so many lines without any blank line are not one document
 MAX_LINES_PER_DOCUMENT = 500  # chapters have up to a few hundred lines; blank lines further apart are accidents
@@ -26,7 +43,13 @@ class LayoutReport:
         num_bytes: its size, uncompressed.
         sampled_bytes: how much of it was looked at.
         num_lines: lines that are not blank.
-        num_blocks: runs of such lines, separated by blank lines.
+        num_blocks: runs of such lines, separated by blank lines; pages of a dump, rows of parquet.
+        given: whether the user gave the layout.
+        has_header: whether its first line names the columns.
+        num_tabs: tabs in each line, if (nearly) all lines have as many; else 0.
+        text_field: field of the text, in the layouts that have fields.
+        labels: the labels of a labelled file.
+        compression: of the whole file, or "".
     """
 
     path: str
@@ -36,57 +59,26 @@ class LayoutReport:
     num_lines: int
     num_blocks: int
     given: bool
+    has_header: bool = False
+    num_tabs: int = 0
+    text_field: str = ""
+    labels: frozenset[str] = frozenset()
+    compression: str = ""
 
     @property
     def num_documents(self) -> int:
         """Documents in what was looked at."""
-        return self.num_blocks if self.layout == SENTENCE_PER_LINE else self.num_lines
+        if self.layout == DOCUMENT_PER_FILE:
+            return 1
+        if self.layout in (DOCUMENT_PER_LINE, JSONL, LABELLED_TSV, PAIRED_TSV):
+            return self.num_lines - self.has_header
+        return self.num_blocks
 
     @property
     def is_doubtful(self) -> bool:
         """Whether lines were detected as documents although there are blank lines between them."""
-        return not self.given and self.layout == DOCUMENT_PER_LINE and self.num_blocks > 1
-
-
-def describe_layouts(reports: Sequence[LayoutReport]) -> list[str]:
-    """Return lines for the user: one a file, or one a layout where there are many files; and a note on doubts."""
-    return [*_descriptions(reports), *_note([report for report in reports if report.is_doubtful])]
-
-
-def _note(doubtful: Sequence[LayoutReport]) -> list[str]:
-    if not doubtful:
-        return []
-    most = max(doubtful, key=lambda report: report.num_lines / report.num_blocks)
-    where = most.path if len(doubtful) == 1 else f"{len(doubtful):,} files, such as {most.path}"
-    return [
-        f"note: blank lines were taken as accidents in {where}: they separate blocks of "
-        f"{most.num_lines / most.num_blocks:,.1f} lines on average, and documents of sentences have at most "
-        f"{MAX_LINES_PER_DOCUMENT}; --layout {SENTENCE_PER_LINE} makes every block a document instead of every line"
-    ]
-
-
-def _descriptions(reports: Sequence[LayoutReport]) -> list[str]:
-    if len(reports) <= MAX_DESCRIBED_FILES:
-        return [_describe(report.path, [report]) for report in reports]
-    lines = []
-    for layout in LAYOUTS:
-        alike = [report for report in reports if report.layout == layout]
-        if alike:
-            lines.append(_describe(f"{len(alike):,} files", alike))
-    return lines
-
-
-def _describe(what: str, reports: Sequence[LayoutReport]) -> str:
-    num_lines = sum(report.num_lines for report in reports)
-    num_documents = sum(report.num_documents for report in reports)
-    num_bytes = sum(report.num_bytes for report in reports)
-    sampled_bytes = sum(report.sampled_bytes for report in reports)
-    part = "" if sampled_bytes == num_bytes else f" in the {sampled_bytes:,} bytes looked at"
-    return (
-        f"{what}: {num_bytes:,} bytes, {reports[0].layout} ({'given' if reports[0].given else 'detected'}): "
-        f"{num_documents:,} documents, {num_lines:,} lines (sentences), {num_lines / max(1, num_documents):.1f} lines "
-        f"per document{part}"
-    )
+        is_far = self.num_lines > MAX_LINES_PER_DOCUMENT * self.num_blocks
+        return not self.given and self.layout == DOCUMENT_PER_LINE and self.num_blocks > 1 and is_far
 
 
 def detect_layout(path: str, sample: bytes, whole: bool, layout: str = "auto") -> LayoutReport:
@@ -102,17 +94,65 @@ def detect_layout(path: str, sample: bytes, whole: bool, layout: str = "auto") -
         ValueError: if there is a NUL byte or old Macintosh line ends, or the file is nothing like ``layout``.
     """
     _check_text(path, sample)
-    lines = [bool(line.strip()) for line in sample.removeprefix(BYTE_ORDER_MARK).split(b"\n")]
+    lines = sample.removeprefix(BYTE_ORDER_MARK).split(b"\n")
     if not whole and len(lines) > 1:
         lines.pop()  # cut within a line
-    num_lines = sum(lines)
-    num_blocks = sum(now and not before for before, now in zip([False, *lines], lines, strict=False))
-    report = LayoutReport(path, layout, len(sample), len(sample), num_lines, num_blocks, layout != "auto")
-    if layout != "auto":
-        _check_given(path, layout, num_lines, num_blocks)
-        return report
-    separated = num_blocks > 1 and num_lines <= MAX_LINES_PER_DOCUMENT * num_blocks
-    return replace(report, layout=SENTENCE_PER_LINE if separated else DOCUMENT_PER_LINE)
+    shape = Shape(lines)
+    report = LayoutReport(
+        path,
+        layout,
+        len(sample),
+        len(sample),
+        shape.num_lines,
+        shape.num_blocks,
+        layout != "auto",
+        num_tabs=common_tabs(shape),
+    )
+    if layout == "auto":
+        report = replace(report, layout=_detect(path, report, shape))
+    else:
+        _check_given(path, layout, shape)
+    if report.layout == MEDIAWIKI:
+        report = replace(report, num_blocks=shape.num_pages)
+    named = header_layout(shape.first_line)
+    return replace(report, has_header=named == report.layout)
+
+
+def _detect(path: str, report: LayoutReport, shape: Shape) -> str:
+    if shape.is_dump:
+        return MEDIAWIKI
+    if is_json_lines(shape):
+        return JSONL
+    if looks_like_one_json(path, shape):
+        raise ValueError(
+            f"{path} is one JSON value over several lines; jsonl needs one object a line: convert it, for example with "
+            "`jq -c '.[]'`, or give its --layout"
+        )
+    if named := header_layout(shape.first_line):
+        return named
+    if report.num_tabs in (1, 2):
+        return _columns(path, report.num_tabs, shape)
+    if is_book(shape):
+        return DOCUMENT_PER_FILE
+    if is_double_spaced(shape):
+        return DOCUMENT_PER_LINE
+    separated = shape.num_blocks > 1 and shape.num_lines <= MAX_LINES_PER_DOCUMENT * shape.num_blocks
+    return SENTENCE_PER_LINE if separated else DOCUMENT_PER_LINE
+
+
+def _columns(path: str, num_tabs: int, shape: Shape) -> str:
+    """Return the layout of lines with two or three columns."""
+    if is_labels(shape, 0):
+        return LABELLED_TSV
+    if num_tabs == 1 and not is_labels(shape, 1):
+        return PAIRED_TSV
+    where = "last" if is_labels(shape, num_tabs) else "first"
+    problem = "is not a label" if where == "first" else "is (labels are needed in the first)"
+    raise ValueError(
+        f"{path} has {num_tabs + 1} columns, and the {where} {problem}: put them in the order "
+        "label<TAB>text[<TAB>text_b] or source<TAB>target, or give its --layout (document_per_line takes the lines as "
+        "they are)"
+    )
 
 
 def _check_text(path: str, sample: bytes) -> None:
@@ -125,7 +165,8 @@ def _check_text(path: str, sample: bytes) -> None:
         )
 
 
-def _check_given(path: str, layout: str, num_lines: int, num_blocks: int) -> None:
+def _check_given(path: str, layout: str, shape: Shape) -> None:
+    num_lines, num_blocks = shape.num_lines, shape.num_blocks
     if layout == SENTENCE_PER_LINE and num_blocks <= 1 and num_lines > MAX_LINES_WITHOUT_BLANK:
         raise ValueError(
             f"--layout sentence_per_line does not fit {path}: its first {num_lines:,} lines have no blank line between "
@@ -139,3 +180,5 @@ def _check_given(path: str, layout: str, num_lines: int, num_blocks: int) -> Non
             f"{lines_per_block:.1f} lines on average, as in sentence_per_line; give --layout sentence_per_line, or "
             "remove the blank lines if every line is a document"
         )
+    if layout == MEDIAWIKI and num_lines and not shape.is_dump:
+        raise ValueError(f"--layout mediawiki does not fit {path}: it does not begin with <mediawiki")

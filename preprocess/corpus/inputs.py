@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,13 @@ from preprocess.corpus.corpus import INVALID_UTF8 as INVALID_UTF8
 from preprocess.corpus.corpus import Corpus as Corpus
 from preprocess.corpus.corpus import CorpusSettings as CorpusSettings
 from preprocess.corpus.corpus import InputFile as InputFile
-from preprocess.corpus.detection import describe_layouts
-from preprocess.corpus.finding import expand, parse_arguments, source_names
+from preprocess.corpus.finding import STANDARD_INPUT, expand, parse_arguments, source_names
+from preprocess.corpus.layouts import PAIRED_TSV
 from preprocess.corpus.old_inputs import open_corpus as open_plain_corpus
-from preprocess.corpus.survey import Survey, survey_files
+from preprocess.corpus.reports import describe_layouts
+from preprocess.corpus.spooling import NAME as SPOOLED_NAME
+from preprocess.corpus.spooling import spool_standard_input
+from preprocess.corpus.survey import MAX_LABELS, Survey, survey_files, too_many_labels
 from preprocess.progress import progress_bar
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -61,9 +64,9 @@ def open_inputs(
     layout_of = _by_source("layout", settings.layout, names)
     field_of = _by_source("text_field", settings.text_field, names)
     wanted = [
-        Survey(path, name, source, layout_of[source], field_of[source], settings.max_expansion)
+        Survey(path, name, source, layout_of[source], field_of[source], settings.invalid_utf8, settings.max_expansion)
         for source, argument in enumerate(arguments)
-        for path, name in expand(argument.path)
+        for path, name in _files(argument.path, spool)
     ]
     surveys = survey_files(wanted, num_workers, progress)
     files = []
@@ -73,7 +76,30 @@ def open_inputs(
         start += survey.file.num_bytes
     if not any(survey.report.num_lines for survey in surveys):
         raise ValueError(f"the corpus is empty: no text in {', '.join(settings.arguments)} ({len(files)} files)")
-    return Corpus(names, tuple(files), settings=settings), describe_layouts([survey.report for survey in surveys])
+    corpus = Corpus(
+        names,
+        tuple(files),
+        _sorted_labels(survey.report.labels for survey in surveys),
+        any(survey.has_second or survey.file.layout == PAIRED_TSV for survey in surveys),
+        settings,
+    )
+    return corpus, describe_layouts([survey.report for survey in surveys])
+
+
+def _files(path: str, spool: Path) -> list[tuple[str, str]]:
+    if path == STANDARD_INPUT:
+        return [(str(spool_standard_input(spool)), SPOOLED_NAME)]
+    return expand(path)
+
+
+def _sorted_labels(labels_of_files: Iterable[frozenset[str]]) -> tuple[str, ...]:
+    """Return all labels: by number if all are whole numbers, else by text."""
+    labels = frozenset().union(*labels_of_files)
+    if len(labels) > MAX_LABELS:
+        raise too_many_labels("--corpus")
+    if all(label.removeprefix("-").isdecimal() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
 
 
 def _by_source(what: str, given: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -12,14 +12,14 @@ from preprocess.corpus.layouts import PAGE_LINE
 from preprocess.corpus.wikitext import plain_text
 
 if TYPE_CHECKING:
-    from preprocess.corpus.records import RecordParser
+    from preprocess.corpus.records import TextRecords
 
 PAGE_END = b"</page>"
 NAMESPACE = re.compile(r'<namespace key="(-?\d+)"[^<>]*>([^<>]+)</namespace>')
 ENGLISH_NAMESPACES = ("file", "image", "category", "media", "special", "template", "help", "wikipedia", "user", "talk")
 
 
-def parse_pages(parser: RecordParser, offset: int, run: bytes) -> Iterator[Document]:
+def parse_pages(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
     """Yield a document for each page of the main namespace: its title, then its paragraphs, a line each."""
     for start, record in _pages(run):
         yield from _page(parser, offset + start, record)
@@ -33,7 +33,7 @@ def _pages(run: bytes) -> Iterator[tuple[int, bytes]]:
         yield start, run[start:end]
 
 
-def _page(parser: RecordParser, offset: int, record: bytes) -> Iterator[Document]:
+def _page(parser: TextRecords, offset: int, record: bytes) -> Iterator[Document]:
     end = record.find(PAGE_END)
     if end < 0:
         raise parser.error(offset, "the page that begins here has no </page>: the dump is cut off; fetch it again")

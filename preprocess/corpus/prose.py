@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 SENTENCE_ENDS = ".!?…。！？；:：;\"'”’」』)）*_"
@@ -39,11 +40,11 @@ def is_wrapped(inner_lines: list[str]) -> bool:
 def unwrap(text: str) -> str:
     """Return prose with a paragraph a line.
 
-    Blank lines end paragraphs. Other line ends do, unless the lines were broken to fit a width: then lines are joined by
-    a space, or by nothing between two CJK characters.
+    Blank lines end paragraphs. Other line ends do, unless the lines were broken to fit a width: then lines are joined
+    by a space, or by nothing between two CJK characters.
     """
     lines = [line.strip() for line in text.split("\n")]
-    inner = [line for line, after in zip(lines, lines[1:], strict=False) if line and after]
+    inner = [line for line, after in itertools.pairwise(lines) if line and after]
     if not is_wrapped(inner):
         return "\n".join([line for line in lines if line])
     paragraphs: list[str] = []
@@ -62,7 +63,7 @@ def unwrap(text: str) -> str:
 def join_lines(lines: list[str]) -> str:
     """Join the lines of one paragraph."""
     pieces = [lines[0]]
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         if not (CJK.match(before[-1]) and CJK.match(line[0])):
             pieces.append(" ")
         pieces.append(line)

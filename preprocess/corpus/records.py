@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from preprocess.cleaning.drops import Drops
-from preprocess.corpus.corpus import InputFile
 from preprocess.corpus.columns import parse_json, parse_labelled, parse_paired
+from preprocess.corpus.corpus import InputFile
 from preprocess.corpus.document import Document
 from preprocess.corpus.layouts import (
     BLANK,
@@ -21,50 +21,50 @@ from preprocess.corpus.layouts import (
 )
 from preprocess.corpus.mediawiki import namespace_names, parse_pages
 from preprocess.corpus.prose import unwrap
+from preprocess.corpus.runs import TextFile
 from preprocess.corpus.text_errors import utf8_error
 
 BLANK_LINES = re.compile(rb"\n(?:" + BLANK + rb"+\n)++")
 LEADING_BLANK_LINES = re.compile(rb"(?:" + BLANK + rb"+\n)*+")
-EMPTY_LINES = re.compile(rb"\n\n+")
 ASCII_SPACE = " \t\r\x0b\x0c"
 RAGGED_ENDS = tuple(space + b"\n" for space in (b" ", b"\t", b"\r", b"\x0b", b"\x0c"))
 
 
-class RecordParser:
-    """Turns runs of whole records of one file into documents.
+class TextRecords:
+    """The records of one text file as documents; see ``blocks.OpenFile``.
 
     Args:
         file: which file, and so which layout.
-        line_number: tells the line of an offset in the file, for messages.
-        drops: counts records that give no document.
         invalid_utf8: "error", "drop" or "replace".
-        head: beginning of the file: that of a dump lists its namespaces.
+        max_expansion: how many times larger than a compressed file its text may be.
+
+    Raises:
+        ValueError: by any method, naming file and place, for whatever is wrong with it.
     """
 
-    def __init__(
-        self,
-        file: InputFile,
-        line_number: Callable[[int], int],
-        drops: Drops,
-        invalid_utf8: str = "error",
-        head: bytes = b"",
-    ) -> None:
+    def __init__(self, file: InputFile, invalid_utf8: str = "error", max_expansion: int = 200) -> None:
         self.file = file
-        self.line_number = line_number
-        self.drops = drops
         self.invalid_utf8 = invalid_utf8
+        self.drops = Drops()
         self.num_replaced = 0
-        self.namespaces = namespace_names(head.decode(errors="replace")) if file.layout == MEDIAWIKI else frozenset()
-        self._parse = PARSERS[file.layout]
+        self.text = TextFile(file, max_expansion)
+        self.namespaces: Container[str] = ()
+        if file.layout == MEDIAWIKI:
+            self.namespaces = namespace_names(self.text.head.decode(errors="replace"))
 
-    def documents(self, offset: int, run: bytes) -> Iterator[Document]:
-        """Yield the documents of some records; ``offset`` is their place in the file."""
-        return self._parse(self, offset, run)
+    def read(self, first: int, last: int) -> Iterator[tuple[bytes, Iterator[Document]]]:
+        """Yield (raw bytes, documents) of the records that begin in [first, last), in parts."""
+        parse = PARSERS[self.file.layout]
+        for offset, run in self.text.runs(first, last):
+            yield run, parse(self, offset, run)
 
-    def take_replaced(self) -> int:
-        """Return how many records had bytes replaced since the last call."""
-        number, self.num_replaced = self.num_replaced, 0
-        return number
+    def close(self) -> None:
+        """Close the file."""
+        self.text.close()
+
+    def line_number(self, offset: int) -> int:
+        """Return the number, from 1, of the line that holds a byte."""
+        return self.text.line_number(offset)
 
     def invalid(self, record: bytes, offset: int) -> str:
         """Return the text of a record that is not UTF-8: repaired, or "" where it is dropped.
@@ -94,32 +94,45 @@ class RecordParser:
         return ValueError(f"{self.file.path}, line {self.line_number(offset):,} (offset {offset:,}): {what}")
 
 
-def parse_blocks(parser: RecordParser, offset: int, run: bytes) -> Iterator[Document]:
+def parse_blocks(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
     """Yield a document for each run of lines that are not blank; each line is a sentence."""
     is_ragged = any(end in run for end in RAGGED_ENDS)
-    pattern = BLANK_LINES if is_ragged else EMPTY_LINES
     path, source = parser.file.path, parser.file.source
-    leading = LEADING_BLANK_LINES.match(run)
-    start = leading.end() if leading else 0
-    while start < len(run):
-        match = pattern.search(run, start)
-        end, after = match.span() if match else (len(run), len(run))
-        record = run[start:end]
+    for start, record in _split_ragged(run) if is_ragged else _split_plain(run):
+        lines = b"\n".join([line.rstrip() for line in record.split(b"\n")]) if is_ragged else record
         try:
-            text = record.decode()
+            text = lines.decode().strip()
         except UnicodeDecodeError:
             text = parser.invalid(record, offset + start)
-        if is_ragged:
-            text = "\n".join([line.rstrip(ASCII_SPACE) for line in text.split("\n")])
-        text = text.strip()
+            text = "\n".join([line.rstrip(ASCII_SPACE) for line in text.split("\n")]).strip()
         if text:
             yield Document(text, source, True, None, None, path, offset + start)
         elif record.strip() and not is_invalid(record):
             parser.drop_empty(record, offset + start)
+
+
+def _split_plain(run: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (place, bytes) of each run of lines that are not empty, where no line ends with white space."""
+    start = 0
+    for part in run.split(b"\n\n"):
+        record = part.lstrip(b"\n")
+        if record:
+            yield start + len(part) - len(record), record
+        start += len(part) + 2
+
+
+def _split_ragged(run: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (place, bytes) of each run of lines that are not blank."""
+    leading = LEADING_BLANK_LINES.match(run)
+    start = leading.end() if leading else 0
+    while start < len(run):
+        match = BLANK_LINES.search(run, start)
+        end, after = match.span() if match else (len(run), len(run))
+        yield start, run[start:end]
         start = after
 
 
-def parse_lines(parser: RecordParser, offset: int, run: bytes) -> Iterator[Document]:
+def parse_lines(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
     """Yield a document for each line that is not blank."""
     path, source = parser.file.path, parser.file.source
     for line in run.split(b"\n"):
@@ -134,7 +147,7 @@ def parse_lines(parser: RecordParser, offset: int, run: bytes) -> Iterator[Docum
         offset += len(line) + 1
 
 
-def parse_file(parser: RecordParser, offset: int, run: bytes) -> Iterator[Document]:
+def parse_file(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
     """Yield the whole file as one document of prose."""
     try:
         text = run.decode()
@@ -156,7 +169,7 @@ def is_invalid(record: bytes) -> bool:
     return False
 
 
-PARSERS: dict[str, Callable[[RecordParser, int, bytes], Iterator[Document]]] = {
+PARSERS: dict[str, Callable[[TextRecords, int, bytes], Iterator[Document]]] = {
     SENTENCE_PER_LINE: parse_blocks,
     DOCUMENT_PER_LINE: parse_lines,
     DOCUMENT_PER_FILE: parse_file,

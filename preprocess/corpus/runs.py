@@ -7,13 +7,13 @@ spans files.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from preprocess.corpus.corpus import InputFile
 from preprocess.corpus.layouts import BOUNDARIES, BYTE_ORDER_MARK, DOCUMENT_PER_FILE
 from preprocess.corpus.streams import open_stream
 from preprocess.corpus.text_errors import check_no_nul, line_of
+from preprocess.corpus.unchanged import changed, check_unchanged
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 14
@@ -93,7 +93,7 @@ class TextFile:
         end = self.base + len(self.data)
         more = self.stream.read(end, max(CHUNK_BYTES, len(self.data) // 4))
         if (not more and end < self.file.num_bytes) or end + len(more) > self.file.num_bytes:
-            raise _changed(self.file)
+            raise changed(self.file)
         self.data = self.data + more if self.data else more
         if len(self.data) > MAX_DOCUMENT_BYTES:
             raise ValueError(
@@ -134,21 +134,3 @@ def way_out(layout: str) -> str:
     if layout == DOCUMENT_PER_FILE:
         return "split the file, or give another --layout"
     return "cut it into parts, leave the file out, or give the --layout that it has"
-
-
-def check_unchanged(file: InputFile) -> None:
-    """Refuse a file that is not the one that was looked at: another size or time of change."""
-    try:
-        found = os.stat(file.path)
-    except OSError as error:
-        raise ValueError(f"cannot read {file.path}: {error.strerror}; it was there before") from error
-    if found.st_size != file.stored_bytes:
-        raise ValueError(
-            f"{file.path} had {file.stored_bytes:,} bytes and now has {found.st_size:,}: it changes while it is read"
-        )
-    if found.st_mtime_ns != file.modified_ns:
-        raise _changed(file)
-
-
-def _changed(file: InputFile) -> ValueError:
-    return ValueError(f"{file.path} was written to after it was looked at: it changes while it is read")

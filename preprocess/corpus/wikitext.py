@@ -11,9 +11,12 @@ MAX_REPARSED_CHARACTERS = 8 << 20  # an opening without an end makes the parser 
 FILE_NAME = re.compile(r"\.(?:jpe?g|png|svg|gif|tiff?|webp|og[gvam]|webm|wav|mp3|mid|pdf|djvu)\s*$", re.IGNORECASE)
 PREFIX = re.compile(r"\s*([^:\[\]|#]{1,40}):(?=\S)")
 DROPPED_TAGS = frozenset(
-    "ref references gallery math chem ce table timeline score imagemap hiero mapframe maplink templatestyles graph "
-    "syntaxhighlight source inputbox categorytree section noinclude includeonly onlyinclude indicator".split()
-)
+    (
+        "ref", "references", "gallery", "math", "chem", "ce", "table", "timeline",
+        "score", "imagemap", "hiero", "mapframe", "maplink", "templatestyles", "graph", "syntaxhighlight",
+        "source", "inputbox", "categorytree", "section", "noinclude", "includeonly", "onlyinclude", "indicator",
+    )
+)  # fmt: skip
 PAIRS = (("{{", "}}"), ("[[", "]]"), ("{|", "|}"), ("<", ">"), ("[", "]"))
 TAG = re.compile(r"<(/?)(?!br\b|hr\b|li\b|p\b)[a-zA-Z]+[^<>]*?(/?)>")
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
@@ -158,13 +161,13 @@ TEMPLATES: dict[str, Template] = {
     **dict.fromkeys(("lang", "transl", "transliteration", "nobold", "abbr link"), _Renderer.last),
     **dict.fromkeys(
         (
-            "nowrap", "nobr", "nobreak", "nihongo", "abbr", "small", "big", "smallcaps", "sc", "em", "strong", "vr", "val",
-            "math", "mvar", "angle bracket", "sup", "sub", "pb", "illm", "ill", "interlanguage link", "tooltip", "zh-hans",
-            "okina", "lj", "var", "overline", "underline", "keypress", "quote inline", "formatnum", "bd",
+            "nowrap", "nobr", "nobreak", "nihongo", "abbr", "small", "big", "smallcaps", "sc", "em", "strong", "vr",
+            "val", "math", "mvar", "angle bracket", "sup", "sub", "pb", "illm", "ill", "interlanguage link", "tooltip",
+            "zh-hans", "okina", "lj", "var", "overline", "underline", "keypress", "quote inline", "formatnum", "bd",
         ),
         _Renderer.first,
     ),
-    **dict.fromkeys(("quote", "blockquote", "cquote", "quotation", "centered", "center", "poem", "bq"), _Renderer.quotation),
+    **dict.fromkeys(("quote", "blockquote", "cquote", "quotation", "centered", "center", "bq"), _Renderer.quotation),
     **dict.fromkeys(("convert", "cvt"), _Renderer.measure),
     **dict.fromkeys(("frac", "sfrac", "fraction"), _Renderer.fraction),
     **dict.fromkeys(("c.", "circa", "ca."), _Renderer.circa),

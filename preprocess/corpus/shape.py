@@ -1,0 +1,138 @@
+"""The look of a text file's first lines: what tells the layouts apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+
+from preprocess.corpus.prose import HEADING, ends_sentence, is_wrapped
+
+JUDGED_LINES = 20_000
+JSON_LINES = 10
+MIN_ROWS = 3
+MIN_BLOCKS = 8
+SAME_TABS = 0.98  # share of the lines
+MAX_LABELS = 1000
+MAX_LABEL_LENGTH = 40
+SENTENCE_BREAK = re.compile(r"[.!?][\"'”’)_*]* +[\"'“‘(_*]*[A-Z]|[。！？][”’」』）]*[^”’」』）\s]")
+DUMP_START = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<mediawiki\b", re.DOTALL)
+
+
+class Shape:
+    """Counts of the lines of a sample, and those to judge them by.
+
+    Args:
+        lines: raw lines without their ends.
+
+    Attributes:
+        num_lines: those that are not blank.
+        num_blocks: runs of such lines.
+        first_line: the first that is not blank, decoded; "" if none.
+    """
+
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self.lines = lines
+        filled = [bool(line.strip()) for line in lines]
+        self.num_lines = sum(filled)
+        self.num_blocks = sum(now and not before for before, now in zip([False, *filled], filled, strict=False))
+        self.first_line = next((line for line in lines if line.strip()), b"").decode(errors="replace").strip("\r")
+
+    @cached_property
+    def is_dump(self) -> bool:
+        """Whether the file begins as a MediaWiki dump does."""
+        return DUMP_START.match(b"\n".join(self.lines[:20])[:10_000]) is not None
+
+    @cached_property
+    def num_pages(self) -> int:
+        """Pages of a MediaWiki dump."""
+        return sum(line.strip() == b"<page>" for line in self.lines)
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """The first lines that are not blank."""
+        return [line.decode(errors="replace").rstrip("\r") for line in self.lines[: 2 * JUDGED_LINES] if line.strip()][
+            :JUDGED_LINES
+        ]
+
+    @cached_property
+    def blocks(self) -> list[list[str]]:
+        """The first lines in their blocks, without white space at their ends."""
+        blocks: list[list[str]] = []
+        inside = False
+        for line in self.lines[:JUDGED_LINES]:
+            stripped = line.decode(errors="replace").strip()
+            if stripped and not inside:
+                blocks.append([])
+            if stripped:
+                blocks[-1].append(stripped)
+            inside = bool(stripped)
+        return blocks
+
+
+def is_json_lines(shape: Shape) -> bool:
+    """Whether the first lines are JSON objects."""
+    rows = shape.rows[:JSON_LINES]
+    return bool(rows) and all(row.lstrip().startswith("{") and _is_object(row) for row in rows)
+
+
+def _is_object(row: str) -> bool:
+    try:
+        return isinstance(json.loads(row), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def looks_like_one_json(path: str, shape: Shape) -> bool:
+    """Whether a file named .json begins as one value spread over lines."""
+    return path.lower().endswith((".json", ".json.gz")) and shape.first_line.strip()[:1] in ("{", "[")
+
+
+def common_tabs(shape: Shape) -> int:
+    """Return the number of tabs in each line if (nearly) all lines have as many, else 0."""
+    rows = shape.rows
+    if len(rows) < MIN_ROWS:
+        return 0
+    tabs, count = Counter(row.count("\t") for row in rows).most_common(1)[0]
+    return tabs if count >= SAME_TABS * len(rows) else 0
+
+
+def is_labels(shape: Shape, column: int) -> bool:
+    """Whether a column holds few different short values."""
+    rows = [row.split("\t") for row in shape.rows]
+    values = Counter(row[column].strip() for row in rows if len(row) > column)
+    few = len(values) <= min(MAX_LABELS, max(2, len(rows) // 4))
+    return few and all(0 < len(value) <= MAX_LABEL_LENGTH for value in values)
+
+
+def is_book(shape: Shape) -> bool:
+    """Whether blank lines separate the paragraphs of a longer text.
+
+    Either the lines were broken to fit a width: most lines within blocks end within a sentence, and most blocks do not.
+    Or most blocks are one line, many of them several sentences long, and there are headings. Or many blocks are nothing
+    but a heading.
+    """
+    blocks = shape.blocks
+    if len(blocks) < MIN_BLOCKS:
+        return False
+    inner = [line for block in blocks for line in block[:-1]]
+    if len(inner) >= len(blocks):
+        whole = sum(ends_sentence(block[-1]) for block in blocks)
+        if is_wrapped(inner) and 2 * whole > len(blocks):
+            return True
+    single = [block[0] for block in blocks if len(block) == 1]
+    headings = sum(HEADING.match(line) is not None for line in single)
+    if 5 * headings >= len(blocks):
+        return True
+    several = sum(SENTENCE_BREAK.search(block[-1]) is not None for block in blocks)
+    return headings > 0 and 5 * several >= len(blocks) and 5 * len(single) > 3 * len(blocks)
+
+
+def is_double_spaced(shape: Shape) -> bool:
+    """Whether blank lines separate single lines of several sentences each: documents, as it seems."""
+    blocks = shape.blocks
+    if len(blocks) < MIN_BLOCKS or shape.num_lines > 1.1 * shape.num_blocks:
+        return False
+    return 2 * sum(SENTENCE_BREAK.search(block[0]) is not None for block in blocks) > len(blocks)
