@@ -21,7 +21,7 @@ import tiktoken
 import tokenizers
 from tokenizers import models
 
-from preprocess.tokenizer.byte_level import CHARACTER_OF_BYTE, VISIBLE_BYTES, OTHER_BYTES, token_bytes
+from preprocess.tokenizer.byte_level import CHARACTER_OF_BYTE, OTHER_BYTES, VISIBLE_BYTES, token_bytes
 from preprocess.tokenizer.library import LibraryPipeline, offsets_of
 from preprocess.tokenizer.pipeline import (
     Encoder,
@@ -41,7 +41,14 @@ ALONE = re.compile(r"\s?\Z|\s\s")  # begins so that a line end before it would c
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The tokens of a text: ids [T], their first and last byte + 1 [T], and where code points begin [C + 1] in bytes."""
+    """The tokens of a text.
+
+    Attributes:
+        ids: [T].
+        starts, ends: [T] the bytes at which tokens begin and end.
+        code_points: [C] the text.
+        begins: [C + 1] the bytes at which code points begin; the last is the size of the text.
+    """
 
     ids: np.ndarray
     starts: IntArray
@@ -202,7 +209,9 @@ def _is_closed(vocab: dict[str, int], merges: list[tuple[str, str]]) -> bool:
     if len(set(names)) < len(names) or any(token_bytes(name) is None for name in names):
         return False
     model = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    return all(encoding.ids == [vocab[name]] for name, encoding in zip(names, model.encode_batch_fast(names), strict=True))
+    return all(
+        encoding.ids == [vocab[name]] for name, encoding in zip(names, model.encode_batch_fast(names), strict=True)
+    )
 
 
 def byte_bpe_data(vocab: dict[str, int], merges: Sequence[tuple[str, str]], special: Sequence[str]) -> dict[str, Any]:

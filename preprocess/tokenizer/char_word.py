@@ -36,7 +36,7 @@ class WholeTokens(Pipeline):
         assert vocabulary.unknown is not None
         backend = tokenizers.Tokenizer(models.WordLevel(vocabulary.ids(hidden), unk_token=vocabulary.unknown))
         backend.normalizer = self.normalization.normalizer()
-        cut = pre_tokenizers.WhitespaceSplit()
+        cut: pre_tokenizers.PreTokenizer = pre_tokenizers.WhitespaceSplit()
         if self.type == CHARACTER:
             cut = pre_tokenizers.Sequence([cut, pre_tokenizers.Split(Regex("(?m)."), "isolated")])
             backend.decoder = decoders.Fuse()

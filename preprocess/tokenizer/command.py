@@ -2,68 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.corpus.detection import BYTE_ORDER_MARK
-from preprocess.corpus.inputs import Corpus, open_corpus
-from preprocess.corpus.text_errors import check_no_nul, invalid_utf8
+from preprocess.corpus.blocks import BlockReader
+from preprocess.corpus.inputs import Corpus, CorpusSettings, open_corpus
 from preprocess.progress import progress_bar
-from preprocess.tokenizer import TOKENIZER_FILES, Tokenizer, train_wordpiece
+from preprocess.tokenizer.base import Tokenizer
+from preprocess.tokenizer.char_word import CHARACTER, WORD
+from preprocess.tokenizer.training import (
+    BYTE_BPE,
+    DEFAULT_MIN_FREQUENCY,
+    SENTENCEPIECE_BPE,
+    UNIGRAM,
+    WORDPIECE,
+    TrainingSettings,
+    sample,
+    train,
+)
+
+BLOCK_BYTES = 1 << 24
+TITLES = {
+    WORDPIECE: "WordPiece",
+    BYTE_BPE: "byte-level BPE",
+    UNIGRAM: "sentencepiece unigram",
+    SENTENCEPIECE_BPE: "sentencepiece BPE",
+    CHARACTER: "characters",
+    WORD: "words",
+}
 
 
 @dataclass(frozen=True)
-class CorpusLines:
-    """The lines of a corpus that are not blank; can be iterated any number of times."""
+class TrainingTexts:
+    """The texts of a corpus's documents, or a sample of them; can be iterated any number of times.
+
+    Attributes:
+        sample_bytes: how many bytes the sample has, about; None for all.
+        progress: called with the number of bytes read since the last call.
+    """
 
     corpus: Corpus
+    sample_bytes: int | None = None
     progress: Callable[[int], None] = lambda _: None
 
     def __iter__(self) -> Iterator[str]:
-        for file in self.corpus.files:
-            position = 0
-            with open(file.path, "rb") as stream:
-                for line in stream:
-                    check_no_nul(file.path, position, line)
-                    try:
-                        text = (line.removeprefix(BYTE_ORDER_MARK) if position == 0 else line).decode()
-                    except UnicodeDecodeError as error:
-                        mark = len(BYTE_ORDER_MARK) if position == 0 and line.startswith(BYTE_ORDER_MARK) else 0
-                        raise invalid_utf8(file.path, position + mark + error.start) from None
-                    position += len(line)
-                    self.progress(len(line))
-                    if text.strip():
-                        yield text
+        return sample(self._texts(), self.corpus.num_bytes, self.sample_bytes)
+
+    def _texts(self) -> Iterator[str]:
+        with closing(BlockReader(self.corpus, BLOCK_BYTES)) as reader:
+            for index in range(self.corpus.num_blocks(BLOCK_BYTES)):
+                for document in reader.documents(index, lambda raw: self.progress(len(raw))):
+                    yield document.text
+                    if document.second:
+                        yield document.second
 
 
 def train_tokenizer(
-    corpus: Sequence[str],
-    output: str,
-    vocab_size: int,
-    lowercase: bool,
-    min_frequency: int,
+    corpus: CorpusSettings,
+    settings: TrainingSettings,
+    output: Path | str,
+    num_workers: int = 1,
     say: Callable[[str], None] = print,
 ) -> Tokenizer:
-    """Train a WordPiece tokenizer on a corpus and save it in a folder.
+    """Train a tokenizer on a corpus and save it in a folder.
+
+    Args:
+        output: a new or empty folder.
+        num_workers: processes that look through the corpus; training itself uses one.
 
     Raises:
-        ValueError: if ``output`` holds a tokenizer already or something else, or for bad input.
+        ValueError: if settings are wrong, ``output`` holds something already, or for bad input.
     """
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "holds a tokenizer already" if (folder / TOKENIZER_FILES[0]).is_file() else "is not an empty folder"
-        raise ValueError(f"--output {folder} {what}; give a new folder, or delete it first")
-    opened, reports = open_corpus(corpus)
-    for line in reports:
-        say(line)
-    with progress_bar("reading twice", 2 * opened.num_bytes) as progress:
-        tokenizer = train_wordpiece(CorpusLines(opened, progress), vocab_size, lowercase, min_frequency)
+    if problems := [*corpus.problems(), *settings.problems(), *_output_problems(folder)]:
+        raise ValueError("\n".join(problems))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as spool:
+        opened, reports = open_corpus(corpus, Path(spool), num_workers)
+        for line in reports:
+            say(line)
+        readings = 2 if settings.type in (WORDPIECE, CHARACTER) else 1
+        with progress_bar("reading twice" if readings == 2 else "reading", readings * opened.num_bytes) as progress:
+            tokenizer = train(TrainingTexts(opened, settings.sample_bytes, progress), settings)
     tokenizer.save(folder)
-    say(f"{folder}: WordPiece, {tokenizer.vocab_size:,} tokens, {'lower-cased' if lowercase else 'cased'}")
-    if tokenizer.vocab_size < vocab_size:
+    case = "lower-cased" if settings.lowercases else "cased"
+    say(f"{folder}: {TITLES[settings.type]}, {tokenizer.vocab_size:,} tokens, {case}")
+    if tokenizer.vocab_size < settings.vocab_size:
+        least = DEFAULT_MIN_FREQUENCY if settings.min_frequency is None else settings.min_frequency
         say(
-            f"note: {vocab_size:,} tokens were asked for, and the corpus gives {tokenizer.vocab_size:,} that occur "
-            f"{min_frequency} times or more"
+            f"note: {settings.vocab_size:,} tokens were asked for, and the corpus gives {tokenizer.vocab_size:,} that "
+            f"occur {least} times or more"
         )
     return tokenizer
+
+
+def _output_problems(folder: Path) -> list[str]:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return []
+    what = "holds a tokenizer already" if (folder / "tokenizer.json").is_file() else "is not an empty folder"
+    return [f"--output {folder} {what}; give a new folder, or delete it first"]

@@ -216,7 +216,7 @@ def _from_vocabulary_and_settings(path: Path, settings: dict[str, Any]) -> Token
 
 def _from_merges(vocabulary: Path, merges_path: Path, settings: dict[str, Any]) -> Tokenizer:
     """Load GPT-2's files: vocab.json, or the same tokens one a line in the order of their ids, and merges.txt."""
-    if vocabulary.read_bytes()[:1 << 12].lstrip().startswith(b"{"):
+    if vocabulary.read_bytes()[: 1 << 12].lstrip().startswith(b"{"):
         vocab = read_json(vocabulary)
     else:
         vocab = {token: index for index, token in enumerate(read_vocabulary(vocabulary, None))}
@@ -279,9 +279,7 @@ def _from_tokenizer_json(path: Path, data: dict[str, Any], settings: dict[str, A
     )
 
 
-def _own_pipeline(
-    found: LibraryPipeline, tokens: list[str], roles: dict[str, str]
-) -> WordPiece | WholeTokens | None:
+def _own_pipeline(found: LibraryPipeline, tokens: list[str], roles: dict[str, str]) -> WordPiece | WholeTokens | None:
     """Return BERT's pipeline, or that of characters or words, if a file is exactly that."""
     data = found.data
     normalizer, cutter, model = data["normalizer"] or {}, data["pre_tokenizer"] or {}, data["model"]

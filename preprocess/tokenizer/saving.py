@@ -82,7 +82,7 @@ def _read_processor(settings: dict[str, Any]) -> Any:
     """Return a post-processor from its JSON: the constructor reads ":" and spaces in tokens as marks of its own."""
     empty = {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}
     parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "decoder"))
-    data = {"version": "1.0", **parts, "added_tokens": [], "post_processor": settings, "model": empty}
+    data: dict[str, Any] = {"version": "1.0", **parts, "added_tokens": [], "post_processor": settings, "model": empty}
     return tokenizers.Tokenizer.from_str(json.dumps(data)).post_processor
 
 
@@ -100,5 +100,9 @@ def _config(pipeline: Pipeline, vocabulary: Vocabulary, template: str) -> dict[s
         "tokenizer_class": "BertTokenizer" if is_bert and pipeline.type == "wordpiece" else "PreTrainedTokenizerFast",
         **pipeline.config(),
         "model_input_names": ["input_ids", *(["token_type_ids"] if is_bert else []), "attention_mask"],
-        **{f"{role}_token": vocabulary.tokens[index] for role, index in ids.items() if not is_bert or role not in stands_in},
+        **{
+            f"{role}_token": vocabulary.tokens[index]
+            for role, index in ids.items()
+            if not is_bert or role not in stands_in
+        },
     }

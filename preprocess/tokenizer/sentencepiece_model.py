@@ -67,7 +67,7 @@ class SentencePieceModel(Pipeline):
     @functools.cached_property
     def proto(self) -> Any:
         """The parsed model (sentencepiece_model_pb2.ModelProto)."""
-        return sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        return parse_model(self.model)
 
     @property
     def pieces(self) -> list[str]:
@@ -122,7 +122,7 @@ def complete_model(
     Raises:
         ValueError: if the model is neither unigram nor BPE, or puts the mark of white space behind words.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(data)
+    proto = parse_model(data)
     spec = proto.trainer_spec
     if spec.model_type not in TYPES:
         raise ValueError(
@@ -156,9 +156,21 @@ def _roles(proto: Any, said: Mapping[str, str]) -> dict[str, str]:
         for role, index in (("pad", spec.pad_id), ("bos", spec.bos_id), ("eos", spec.eos_id))
         if 0 <= index < len(pieces) and proto.pieces[index].type in (CONTROL, USER_DEFINED)
     }
-    unknown = {"unk": piece.piece for piece in proto.pieces if piece.type == UNKNOWN}
+    unknown = {"unk": _unknown(proto).piece}
     known = set(pieces)
     return {**usual_roles(marked), **own, **{role: token for role, token in said.items() if token in known}, **unknown}
+
+
+def _unknown(proto: Any) -> Any:
+    """Return the piece for what is not in the vocabulary; sentencepiece loads no model without."""
+    return next(piece for piece in proto.pieces if piece.type == UNKNOWN)
+
+
+def parse_model(data: bytes) -> Any:
+    """Return the ModelProto in bytes, which must be one."""
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made by protobuf when imported
+    proto.ParseFromString(data)
+    return proto
 
 
 def to_tokenizers(proto: Any) -> tokenizers.Tokenizer:
@@ -193,7 +205,7 @@ def _unigram(proto: Any) -> models.Unigram:
         (piece.piece, len(piece.piece) * best - 0.1 if piece.type == USER_DEFINED else piece.score)
         for piece in proto.pieces
     ]
-    unknown = next(index for index, piece in enumerate(proto.pieces) if piece.type == UNKNOWN)
+    unknown = list(proto.pieces).index(_unknown(proto))
     return models.Unigram(scores, unk_id=unknown, byte_fallback=proto.trainer_spec.byte_fallback)
 
 
@@ -211,7 +223,7 @@ def _bpe(proto: Any) -> models.BPE:
         for cut in range(1, len(piece.piece))
         if piece.piece[:cut] in normal and piece.piece[cut:] in normal
     ]
-    unknown = next(piece.piece for piece in proto.pieces if piece.type == UNKNOWN)
+    unknown = _unknown(proto).piece
     byte_fallback = proto.trainer_spec.byte_fallback
     return models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
 

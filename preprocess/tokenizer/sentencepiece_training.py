@@ -8,11 +8,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sentencepiece import SentencePieceTrainer
 
-from preprocess.tokenizer.sentencepiece_model import BPE, TYPES, UNIGRAM, complete_model
-from preprocess.tokenizer.sentencepiece_model import SentencePieceModel
+from preprocess.tokenizer.sentencepiece_model import (
+    BPE,
+    TYPES,
+    UNIGRAM,
+    SentencePieceModel,
+    complete_model,
+    parse_model,
+)
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]")
 MAX_PIECE_BYTES = 4000  # sentencepiece drops longer input in silence
+SCORE_STEPS = (
+    256  # scores are multiples of 1/256: their sums are exact in single precision, so ties are ties everywhere
+)
 RESERVED = "▅"  # sentencepiece drops text that holds it
 MODEL_TYPES = {TYPES[UNIGRAM]: "unigram", TYPES[BPE]: "bpe"}
 
@@ -55,8 +64,9 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise ValueError(_explained(str(error), kind, vocab_size, len(special_tokens))) from None
-    model = complete_model(written.getvalue(), {}, "the trained model")[0]
-    proto = model.proto
+    proto = parse_model(written.getvalue())
+    for piece in proto.pieces:
+        piece.score = round(piece.score * SCORE_STEPS) / SCORE_STEPS
     for token in special_tokens:
         proto.pieces.add(piece=token, score=0.0, type=proto.pieces[0].type)
     pipeline, roles, _ = complete_model(proto.SerializeToString(deterministic=True), {}, "the trained model")

@@ -55,7 +55,9 @@ def _check_no_piece_list(lines: list[str], path: Path) -> None:
         return
     model = path.with_suffix(".model")
     beside = f"give {model}" if model.is_file() else f"give the model that was trained with it ({model.name})"
-    raise ValueError(f"{path} lists the pieces and scores of a sentencepiece model, which is not enough to cut text; {beside}")
+    raise ValueError(
+        f"{path} lists the pieces and scores of a sentencepiece model, which is not enough to cut text; {beside}"
+    )
 
 
 def _is_piece_and_score(line: str) -> bool:

@@ -31,9 +31,7 @@ def train_words(
     texts: Iterable[str], vocab_size: int, normalization: Normalization, min_frequency: int, special: Sequence[str]
 ) -> list[str]:
     """Return special tokens and the most frequent words but those in ``special``, by frequency, in id order."""
-    backend = WholeTokens(WORD, normalization).backend(
-        Vocabulary.build(["[UNK]"], {"unk": "[UNK]"}), hidden=False
-    )
+    backend = WholeTokens(WORD, normalization).backend(Vocabulary.build(["[UNK]"], {"unk": "[UNK]"}), hidden=False)
     counts: Counter[str] = Counter()
     for batch in batched(texts):
         normalized = backend.normalizer.normalize_str("\n".join(batch))
