@@ -13,6 +13,7 @@ Prose is cut at line ends (paragraphs), then:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 
 import sentencex
@@ -46,8 +47,10 @@ class LineSplitter:
     """Each line is a sentence."""
 
     def split(self, text: str) -> list[str]:
-        """Return the lines of ``text``, each behind its line end."""
-        return _cut_at_marks(text, text.replace("\n", MARK + "\n")) if MARK not in text else [text]
+        """Return the lines of ``text`` that are not blank; white space between two is at the beginning of the later."""
+        if MARK in text:  # a control character that nobody removed
+            return _by_paragraph(text, "\n", lambda line: [line])
+        return _cut_at_marks(text, text.replace("\n", MARK + "\n"))
 
 
 class SentenceSplitter:
@@ -57,25 +60,14 @@ class SentenceSplitter:
         """Return the sentences of ``text``; joined they are ``text``.
 
         Args:
-            text: without white space at its ends.
+            text: without white space at its ends, not empty.
 
         Returns:
             Strings that are not blank; white space between two sentences is at the beginning of the later one.
         """
         if "\n" not in text:
             return _sentences(text)
-        separator = "\n\n" if _is_wrapped(text) else "\n"
-        result: list[str] = []
-        before = ""  # white space in front of the next paragraph
-        for paragraph in text.split(separator):
-            stripped = paragraph.rstrip()
-            if stripped:
-                sentences = _sentences(stripped)
-                result.append(before + sentences[0])
-                result += sentences[1:]
-                before = ""
-            before += paragraph[len(stripped) :] + separator
-        return result
+        return _by_paragraph(text, "\n\n" if _is_wrapped(text) else "\n", _sentences)
 
 
 Splitter = LineSplitter | SentenceSplitter
@@ -97,6 +89,21 @@ def split_sentences(document: Document, splitter: Splitter) -> list[str]:
 
 
 LINES = LineSplitter()
+
+
+def _by_paragraph(text: str, separator: str, cut: Callable[[str], list[str]]) -> list[str]:
+    """Cut each paragraph without the white space behind it, which goes to the next one."""
+    result: list[str] = []
+    before = ""  # white space in front of the next paragraph
+    for paragraph in text.split(separator):
+        stripped = paragraph.rstrip()
+        if stripped:
+            sentences = cut(stripped)
+            result.append(before + sentences[0])
+            result += sentences[1:]
+            before = ""
+        before += paragraph[len(stripped) :] + separator
+    return result
 
 
 def _is_wrapped(text: str) -> bool:

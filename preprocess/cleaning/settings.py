@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import importlib.util
+import platform
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +55,18 @@ class CleaningSettings:
             *_patterns("keep_matching", self.keep_matching),
             *_script_shares(self.min_script_share),
         ]
+
+
+def cleaning_versions(settings: CleaningSettings) -> dict[str, str]:
+    """Return the versions of what decides the bytes that these settings leave, for a manifest."""
+    versions = {}
+    if settings.normal_form != "none" or settings.drop_matching or settings.keep_matching:
+        versions["unicodedata"] = unicodedata.unidata_version
+    if settings.drop_matching or settings.keep_matching:
+        versions["re"] = ".".join(platform.python_version_tuple()[:2])
+    packages = {"opencc": settings.simplify, "regex": settings.min_script_share, "sentencex": settings.split_sentences}
+    versions.update({name: importlib.metadata.version(name) for name, is_used in packages.items() if is_used})
+    return versions
 
 
 def script_share(text: str) -> tuple[str, float]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
+import functools
 import re
 import sys
 import unicodedata
@@ -47,18 +46,6 @@ def cleaning_steps(settings: CleaningSettings, drops: Drops) -> Step:
         return documents
 
     return clean
-
-
-def cleaning_versions(settings: CleaningSettings) -> dict[str, str]:
-    """Return the versions of what decides the bytes that these settings leave, for a manifest."""
-    versions = {}
-    if settings.normal_form != "none" or settings.drop_matching or settings.keep_matching:
-        versions["unicodedata"] = unicodedata.unidata_version
-    if settings.drop_matching or settings.keep_matching:
-        versions["re"] = ".".join(platform.python_version_tuple()[:2])
-    packages = {"opencc": settings.simplify, "regex": settings.min_script_share, "sentencex": settings.split_sentences}
-    versions.update({name: importlib.metadata.version(name) for name, is_used in packages.items() if is_used})
-    return versions
 
 
 def _changes(settings: CleaningSettings, drops: Drops) -> list[Step]:
@@ -145,6 +132,7 @@ def _may_have_control(text: str) -> bool:
     return not (text.isprintable() or text.replace("\n", " ").isprintable())
 
 
+@functools.cache
 def _simplifier() -> Callable[[str], str]:
     import opencc
 
@@ -181,6 +169,7 @@ def _too_little_of(script: str, share: float) -> Callable[[Document], bool]:
     return is_too_little
 
 
+@functools.cache
 def _code_points_of(pattern: str) -> npt.NDArray[np.bool_]:
     """Return which code points [0x110000] a character class of the ``regex`` library has."""
     import regex  # type: ignore[import-untyped]
