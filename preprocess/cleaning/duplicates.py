@@ -33,7 +33,7 @@ def document_digest(document: Document) -> bytes:
     """Return the 16-byte digest of a document's text and second text; nothing else of it counts."""
     if document.second is None:
         return _digest(document.text)
-    return _digest(f"{len(document.text)}\0{document.text}\0{document.second}")
+    return _digest(f"{len(document.text)} {document.text}{document.second}", b"pair")
 
 
 def sentence_digest(sentence: str) -> bytes:
@@ -41,8 +41,8 @@ def sentence_digest(sentence: str) -> bytes:
     return _digest(sentence.strip())
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+def _digest(text: str, kind: bytes = b"") -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES, person=kind).digest()
 
 
 def write_digests(path: Path, digests: Iterable[bytes]) -> int:
@@ -78,10 +78,10 @@ def find_duplicates(
     ends = np.array([_num_records(path) for _, path in files], np.int64)
     limit = max(memory_bytes // WORKING_BYTES, 1)
     total = 0
-    for begins, ends_ in _ranges([path for _, path in files], np.zeros_like(ends), ends, 0, 1 << 64, limit):
-        num_records = int((ends_ - begins).sum())
+    for begins, tops in _ranges([path for _, path in files], np.zeros_like(ends), ends, 0, 1 << 64, limit):
+        num_records = int((tops - begins).sum())
         find = _duplicates_of_range if num_records <= limit else _duplicates_of_one_value
-        for block, indices in find(files, begins, ends_, limit):
+        for block, indices in find(files, begins, tops, limit):
             with open(spills[block], "ab") as spill_file:
                 spill_file.write(indices.astype("<u4").tobytes())
             total += len(indices)
