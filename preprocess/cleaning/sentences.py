@@ -27,8 +27,9 @@ MARK = "\0"  # where a sentence begins, while they are found
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 CLOSING = "”’」』）】》〉］)\\]"
 HAN_CHARACTER = re.compile(f"[{HAN}\u3001\u3002\uff01\uff1f]")
-# Behind a mark put after 。！？: what closes there belongs to the sentence before.
-HAN_CLOSING = re.compile(f"\0([{CLOSING}]+)")
+# Behind a mark put after 。！？: what closes there belongs to the sentence before, and ， or another end goes on.
+HAN_CLOSING = re.compile(f"\0(?:([{CLOSING}]+)|(?=[，、；：,;:。！？!?…]))")
+GOES_ON_HAN = re.compile("[，、；：,;:。！？!?…]")
 # ! ? . are ends in Chinese text too, … only where a quotation ends
 ASCII_HAN_END = re.compile(f"[!?]+(?=[{CLOSING}]*\\s*[{HAN}“「『（《])|(?<=[{HAN}])\\.+(?=[{CLOSING}]*\\s)")
 SPEECH = re.compile("[^，。！？：；、\\s“”「」]{0,7}[说道问答喊叫嚷笑想][着了]?[，。：！]")  # as in “…！”他笑道：
@@ -38,6 +39,7 @@ MARK_IN_WHITE_SPACE = re.compile("\\s[\\s\0]*\0[\\s\0]*|\0[\\s\0]*")
 CLOSING_BEHIND_MARK = re.compile("\0([_*”’»)\\]]+)(?=[\\s\0]|$)")
 BAD_ENDS = frozenset(["", *filter(str.isspace, map(chr, range(0x3001)))])  # of a sentence: no text, or white space
 END_WITHIN = re.compile("[.!?…][\"”’')]* +[\"“‘'(]?[A-ZÀ-ÖØ-Þ]")
+SINGLE_QUOTES = re.compile("‘|(?<!\\w)'|['’](?!\\w)")  # not apostrophes
 BEHIND_END = re.compile("[\"”’'»)\\]_*]*")
 WORD = re.compile("\\w")
 GOES_ON = re.compile("[\\s\"“„«‘'(\\[_*]*[a-zß-öø-ÿ,;:—–-]")
@@ -118,11 +120,11 @@ def _sentences(paragraph: str) -> list[str]:
         stripped = list(map(str.rstrip, sentencex.segment("en", paragraph)))
         if " ".join(stripped) == paragraph and "" not in stripped:
             sentences = [stripped[0], *[" " + sentence for sentence in stripped[1:]]]
-            return sentences if len(paragraph) <= LONG_QUOTATION else _cut_quotations(sentences)
+            return _cut_quotations(paragraph, sentences)
     if MARK in paragraph:  # a control character that nobody removed
         return [paragraph]
     marked = _marked_alike(paragraph, _mark(paragraph.replace("\n", " "))) if "\n" in paragraph else _mark(paragraph)
-    return _cut_quotations(_cut_at_marks(paragraph, marked))
+    return _cut_quotations(paragraph, _cut_at_marks(paragraph, marked))
 
 
 def _mark(line: str) -> str:
@@ -140,14 +142,15 @@ def _mark_han(line: str) -> str:
     marked = line.replace("。", "。\0").replace("！", "！\0").replace("？", "？\0").replace("…”", "…\0”")
     if "!" in line or "?" in line or "." in line:
         marked = ASCII_HAN_END.sub("\\g<0>" + MARK, marked)
-    for end in "。！？!?…":
-        marked = marked.replace(MARK + end, end)  # one mark behind several: ？！
-    return HAN_CLOSING.sub(_behind_closing, marked)
+    return HAN_CLOSING.sub(_behind_closing, marked).rstrip(MARK)
 
 
 def _behind_closing(found: re.Match[str]) -> str:
-    closing = found[1]
-    goes_on = closing[-1] in "”’」』" and SPEECH.match(found.string, found.end())
+    """Return the closing marks with the MARK behind them, or without where the sentence goes on."""
+    closing = found[1] or ""
+    goes_on = GOES_ON_HAN.match(found.string, found.end()) or (
+        closing.endswith(("”", "’", "」", "』")) and SPEECH.match(found.string, found.end())
+    )
     return closing if goes_on else closing + MARK
 
 
@@ -202,24 +205,35 @@ def _cut_at_marks(text: str, marked: str) -> list[str]:
     return marked.strip(MARK).split(MARK)
 
 
-def _cut_quotations(sentences: list[str]) -> list[str]:
+def _cut_quotations(paragraph: str, sentences: list[str]) -> list[str]:
     """Return the sentences with those of more than LONG_QUOTATION characters cut inside their quotations."""
-    if max(map(len, sentences)) <= LONG_QUOTATION:
+    if len(paragraph) <= LONG_QUOTATION or not _is_quoted(paragraph) or max(map(len, sentences)) <= LONG_QUOTATION:
         return sentences
     result: list[str] = []
     for sentence in sentences:
-        if len(sentence) > LONG_QUOTATION and ('"' in sentence or "“" in sentence or "”" in sentence):
+        if len(sentence) > LONG_QUOTATION and _is_quoted(sentence):
             result += _cut_quotation(sentence)
         else:
             result.append(sentence)
     return result
 
 
+def _is_quoted(text: str) -> bool:
+    return '"' in text or "“" in text or "”" in text or _is_single_quoted(text)
+
+
+def _is_single_quoted(text: str) -> bool:
+    return " '" in text or "‘" in text or text[:1] == "'"
+
+
 def _cut_quotation(sentence: str) -> list[str]:
     """Cut a long sentence with a quotation as if it had no quotes, but not in front of a small letter."""
     if not END_WITHIN.search(sentence):
         return [sentence]
-    parts = _mark_latin(sentence.replace('"', " ").replace("“", " ").replace("”", " ")).split(MARK)
+    unquoted = sentence.replace('"', " ").replace("“", " ").replace("”", " ")
+    if _is_single_quoted(sentence):
+        unquoted = SINGLE_QUOTES.sub(" ", unquoted)
+    parts = _mark_latin(unquoted).split(MARK)
     if len(parts) == 1:
         return [sentence]
     cuts = [0]

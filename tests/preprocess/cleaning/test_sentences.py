@@ -57,6 +57,7 @@ CHINESE = [
     "“走吧！”王先生说，“现在就走。”|大家都走了。",
     "他说：“我来了。|你呢？”|她不说话。",
     "她问：‘谁？’|没有人。",
+    "“好！”，他说。|“走。”：这是他说的。|为什么？，不知道。",
     "「是嗎？」|他走了。|『好。』|完",
     "（他走了。）|她也走了。",
     "我……不知道。|真的。",
@@ -105,6 +106,15 @@ def test_long_quotation_is_cut_inside() -> None:
     assert sentences_of(quoted.replace("|", "")) == quoted.split("|")
     goes_on = '"Is it so?" he asked the man who stood at the window. ' * 5
     assert all(sentence.endswith(".") for sentence in sentences_of(goes_on.strip()))
+
+
+def test_long_quotation_in_single_quotes() -> None:
+    quoted = (
+        "'Why not have a great actress of our name, as well as an authoress, a minister, and an eminent publisher?|"
+        " We don't choose our talents, but we needn't hide them in a napkin because they are not just what we want.|"
+        " I say, let Jo have her way, and do what she can.'| She rose."
+    )
+    assert sentences_of(quoted.replace("|", "")) == quoted.split("|")
 
 
 def test_text_of_a_fixed_width() -> None:
