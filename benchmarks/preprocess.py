@@ -1,10 +1,16 @@
-"""Speed of encoding and of writing shards, as ratios to ``tokenizers.encode_batch_fast`` measured in the same run.
+"""Speed, scaling and memory of preprocess/.
 
-python benchmarks/preprocess.py --corpus books/*.txt --vocab vocab.txt [--rounds 5] [--output result.json]
+python benchmarks/preprocess.py speed   --case english=en.txt,vocab.txt --case gpt2=en.txt,gpt2/ --case chinese=zh.txt,zh_vocab.txt [--rounds 5]
+python benchmarks/preprocess.py scaling --corpus F... --tokenizer PATH --megabytes 100
+python benchmarks/preprocess.py memory  --corpus F... --tokenizer PATH --megabytes 250 1000
 
-One process, one thread. Each round times our encoder with an empty cache, ``tokenizers``, our encoder with a warm cache
-and ``tokenizers`` again, so that a change of the machine's load hits both; ratios are taken within a round, and the
-median over the rounds is what to quote. MB/s are 10^6 bytes of UTF-8 text per CPU second.
+speed: one process, one thread. Each round times ours with an empty cache, a plain loop over the same tokenizer of the
+``tokenizers`` library, ours again (warm) and the loop again, so that a change of the machine's load hits all; ratios
+are taken within a round, and the median over rounds is what to quote. With ``--segmenter rjieba`` word starts are
+found too, and the reference is ``rjieba.cut`` alone. MB/s are 10^6 bytes of UTF-8 text per CPU second.
+
+scaling: wall-clock time of the whole ``shards`` command with 1 worker on N MB and with 2 workers on 2 N MB, start-up
+included, interleaved. memory: the peak of the summed proportional set sizes (PSS) of all its processes.
 """
 
 from __future__ import annotations
@@ -14,100 +20,239 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import tokenizers
 
-from preprocess.building.job import ShardJob
-from preprocess.corpus.inputs import open_corpus
-from preprocess.shards import library_versions
-from preprocess.tokenizer import Tokenizer, load_tokenizer
-from preprocess.tokenizer.command import CorpusLines
-from preprocess.tokenizer.wordpiece import WordPieceEncoder
+from preprocess.building.encoding import BlockEncoder
+from preprocess.corpus.document import Document
+from preprocess.shards import library_versions, write_shard
+from preprocess.tokenizer import load_tokenizer
+from preprocess.words import build_segmenter
 
-SHARD_BYTES = 4 << 20
+BATCH_LINES = 2000
+SAMPLE_SECONDS = 0.05
 
 
-def seconds(work: Callable[[], object]) -> float:
+def cpu_seconds(work: Callable[[], object]) -> float:
     """Return the CPU seconds that a call takes."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
-def measure_round(tokenizer: Tokenizer, lines: list[str], job: ShardJob) -> dict[str, float]:
-    """Time everything once; the values are MB/s."""
-    backend = tokenizer.encoder.backend
-    encoder = WordPieceEncoder(backend, tokenizer.dtype)
-    num_lines_bytes = sum(len(line.encode()) for line in lines)
-    num_blocks = job.corpus.num_blocks(job.shard_bytes)
-    steps: dict[str, tuple[int, Callable[[], object]]] = {
-        "encoder_cold": (num_lines_bytes, lambda: encoder.encode(lines)),
-        "tokenizers_first": (num_lines_bytes, lambda: backend.encode_batch_fast(lines, add_special_tokens=False)),
-        "encoder_warm": (num_lines_bytes, lambda: encoder.encode(lines)),
-        "tokenizers_second": (num_lines_bytes, lambda: backend.encode_batch_fast(lines, add_special_tokens=False)),
-        "shards_warm": (
-            job.corpus.num_bytes,
-            lambda: [job.run(tokenizer, block, lambda _: None) for block in range(num_blocks)],
-        ),
-    }
-    return {name: num_bytes / 1e6 / seconds(work) for name, (num_bytes, work) in steps.items()}
+class Case:
+    """One text, one tokenizer, and what it is compared with.
+
+    Args:
+        argument: NAME=TEXT,TOKENIZER; with a third part, the word segmenter.
+    """
+
+    def __init__(self, argument: str) -> None:
+        self.name, _, rest = argument.partition("=")
+        text, self.tokenizer_path, *segmenter = rest.split(",")
+        self.segmenter = build_segmenter(segmenter[0]) if segmenter else None
+        self.lines = [line for line in Path(text).read_text(encoding="utf-8").split("\n") if line.strip()]
+        self.num_bytes = sum(len(line.encode()) + 1 for line in self.lines)
+        tokenizer = load_tokenizer(self.tokenizer_path)
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(folder)
+            self.reference = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
+        self.reference.no_truncation()
+
+    def ours(self, encoder: BlockEncoder) -> BlockEncoder:
+        """Encode every line as a document of one sentence."""
+        for line in self.lines:
+            encoder.add(Document(line, 0), [line])
+        return encoder
+
+    def encoder(self) -> BlockEncoder:
+        """Return an encoder with empty caches."""
+        return BlockEncoder(load_tokenizer(self.tokenizer_path), self.segmenter)
+
+    def reference_loop(self) -> None:
+        """What we compare with: ``rjieba.cut`` of the text if words are wanted, otherwise ``tokenizers``."""
+        if self.segmenter is not None:
+            import rjieba
+
+            text = "\n".join(self.lines)
+            for start in range(0, len(text), 1 << 18):
+                rjieba.cut(text[start : start + (1 << 18)])
+            return
+        for start in range(0, len(self.lines), BATCH_LINES):
+            batch = self.lines[start : start + BATCH_LINES]
+            for encoding in self.reference.encode_batch_fast(batch, add_special_tokens=False):
+                _ = encoding.ids
+
+    def check_equal(self) -> int:
+        """Compare all ids with those of ``tokenizers``; return their number."""
+        ids, counts = load_tokenizer(self.tokenizer_path).encode(self.lines)
+        encodings = self.reference.encode_batch_fast(self.lines, add_special_tokens=False)
+        expected = np.fromiter((token for encoding in encodings for token in encoding.ids), np.int64)
+        if not np.array_equal(ids, expected) or counts.tolist() != [len(encoding.ids) for encoding in encodings]:
+            raise SystemExit(f"{self.name}: the ids differ from those of tokenizers")
+        return len(ids)
+
+    def round(self) -> dict[str, float]:
+        """Time everything once: MB/s, and ratios to the reference."""
+        encoder = self.encoder()
+        encoder.tokenizer.encode(["a"])  # what is built on first use, not part of encoding
+        times = {"cold": cpu_seconds(lambda: self.ours(encoder).finish())}
+        first = cpu_seconds(self.reference_loop)
+        again = BlockEncoder(encoder.tokenizer, self.segmenter)
+        times["warm"] = cpu_seconds(lambda: self.ours(again))
+        arrays = again.finish()[0].arrays
+        assert arrays is not None
+        with tempfile.TemporaryDirectory() as folder:
+            writing = cpu_seconds(lambda: write_shard(Path(folder) / "shard.h5", arrays, ""))
+        second = cpu_seconds(self.reference_loop)
+        times["cold_and_writing"] = times["cold"] + writing
+        times["reference"] = (first + second) / 2
+        speeds = {f"{name}_mb_per_s": self.num_bytes / 1e6 / seconds for name, seconds in times.items()}
+        return speeds | {f"{name}_ratio": times["reference"] / times[name] for name in times if name != "reference"}
 
 
-def ratios(speeds: dict[str, float]) -> dict[str, float]:
-    """Return the ratios within a round."""
-    reference = (speeds["tokenizers_first"] + speeds["tokenizers_second"]) / 2
-    return {f"{name}_ratio": speeds[name] / reference for name in ("encoder_cold", "encoder_warm", "shards_warm")}
+def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Run all cases, interleaved."""
+    cases = [Case(argument) for argument in options.case]
+    tokens = {case.name: case.check_equal() for case in cases}
+    rounds: dict[str, list[dict[str, float]]] = {case.name: [] for case in cases}
+    for _ in range(options.rounds):
+        for case in cases:
+            rounds[case.name].append(case.round())
+            print(
+                case.name, "  ".join(f"{key} {value:.2f}" for key, value in rounds[case.name][-1].items()), flush=True
+            )
+    result: dict[str, Any] = {}
+    for case in cases:
+        median = {key: statistics.median(each[key] for each in rounds[case.name]) for key in rounds[case.name][0]}
+        result[case.name] = {"num_bytes": case.num_bytes, "num_tokens": tokens[case.name], "median": median}
+        result[case.name]["rounds"] = rounds[case.name]
+        print(f"{case.name} median:", "  ".join(f"{key} {value:.2f}" for key, value in median.items()))
+    return result
 
 
-def check_equal(tokenizer: Tokenizer, lines: list[str]) -> int:
-    """Compare all ids with those of ``tokenizers``; return their number."""
-    ids, counts = tokenizer.encode(lines)
-    encodings = tokenizer.encoder.backend.encode_batch_fast(lines, add_special_tokens=False)
-    expected = np.fromiter((token for encoding in encodings for token in encoding.ids), np.int64)
-    if not np.array_equal(ids, expected) or counts.tolist() != [len(encoding.ids) for encoding in encodings]:
-        raise SystemExit("the ids differ from those of tokenizers")
-    return len(ids)
+def repeated_corpus(sources: list[str], num_bytes: int, path: Path) -> None:
+    """Write a corpus of a size by repeating files, each time with another number in every 50th line."""
+    written = turn = 0
+    with open(path, "wb") as corpus:
+        while written < num_bytes:
+            for source in sources:
+                lines = Path(source).read_bytes().split(b"\n")
+                lines[::50] = [line + f" {turn}".encode() if line.strip() else line for line in lines[::50]]
+                data = b"\n".join(lines)[: num_bytes - written] + b"\n\n"
+                corpus.write(data)
+                written += len(data)
+            turn += 1
+
+
+def shards_command(corpus: Path, output: Path, options: argparse.Namespace, workers: int) -> list[str]:
+    """Return the command that is measured."""
+    command = [sys.executable, "-m", "preprocess", "shards", "--corpus", str(corpus), "--tokenizer", options.tokenizer]
+    return [*command, "--output", str(output), "--workers", str(workers), *options.arguments]
+
+
+def measure_scaling(options: argparse.Namespace) -> dict[str, Any]:
+    """Time 1 worker on N MB against 2 workers on 2 N MB."""
+    (megabytes,) = options.megabytes
+    efficiencies = []
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        corpora = {workers: Path(folder) / f"{workers}.txt" for workers in (1, 2)}
+        for workers, path in corpora.items():
+            repeated_corpus(options.corpus, int(workers * megabytes * 1e6), path)
+        for number in range(options.rounds):
+            seconds = {}
+            for workers, path in corpora.items():
+                start = time.monotonic()
+                command = shards_command(path, Path(folder) / f"{number}-{workers}", options, workers)
+                subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+                seconds[workers] = time.monotonic() - start
+            efficiencies.append({"seconds": seconds, "efficiency": seconds[1] / seconds[2]})
+            print(efficiencies[-1], flush=True)
+    return {"rounds": efficiencies, "median_efficiency": statistics.median(each["efficiency"] for each in efficiencies)}
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Yield a process and all below it."""
+    yield pid
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from descendants(int(child))
+    except OSError:
+        return
+
+
+def summed_pss(pid: int) -> int:
+    """Return the bytes that a process and its children hold; shared pages count once."""
+    total = 0
+    for each in descendants(pid):
+        try:
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the peak of all processes for each size of corpus."""
+    peaks = {}
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        for megabytes in options.megabytes:
+            corpus = Path(folder) / "corpus.txt"
+            repeated_corpus(options.corpus, int(megabytes * 1e6), corpus)
+            command = shards_command(corpus, Path(folder) / f"{megabytes}", options, options.workers)
+            peak = 0
+            with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                while process.poll() is None:
+                    peak = max(peak, summed_pss(process.pid))
+                    time.sleep(SAMPLE_SECONDS)
+            if process.returncode:
+                raise SystemExit(f"{command} failed")
+            peaks[megabytes] = peak
+            print(f"{megabytes} MB: peak {peak / 1e6:.0f} MB", flush=True)
+    return {"workers": options.workers, "peak_bytes": peaks}
 
 
 def main() -> None:
-    """Measure, print a table and write JSON."""
+    """Measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", nargs="+", required=True, help="text files")
-    parser.add_argument("--vocab", required=True, help="vocab.txt or tokenizer folder")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", help="JSON file to write")
+    commands = parser.add_subparsers(dest="command", required=True)
+    speed = commands.add_parser("speed")
+    speed.add_argument("--case", action="append", required=True, help="NAME=TEXT,TOKENIZER[,SEGMENTER]")
+    for name, default in (("scaling", [100.0]), ("memory", [250.0, 1000.0])):
+        command = commands.add_parser(name)
+        command.add_argument("--corpus", nargs="+", required=True)
+        command.add_argument("--tokenizer", required=True)
+        command.add_argument("--megabytes", nargs="+", type=float, default=default)
+        command.add_argument("--workers", type=int, default=2)
+        command.add_argument("--scratch", help="folder for temporary files")
+        command.add_argument("arguments", nargs=argparse.REMAINDER, help="behind --: further options of `shards`")
+    for command in commands.choices.values():
+        command.add_argument("--rounds", type=int, default=5)
+        command.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
-    tokenizer = load_tokenizer(options.vocab)
-    corpus, _ = open_corpus(options.corpus)
-    lines = list(CorpusLines(corpus))
-    num_tokens = check_equal(tokenizer, lines)
-    rounds = []
-    with tempfile.TemporaryDirectory() as folder:
-        job = ShardJob(corpus, Path(folder), SHARD_BYTES, 0.0, "zstd")
-        for _ in range(options.rounds):
-            speeds = measure_round(tokenizer, lines, job)
-            rounds.append(speeds | ratios(speeds))
-            print("  ".join(f"{name} {value:.1f}" for name, value in rounds[-1].items()), flush=True)
-    median = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
-    print("median:", "  ".join(f"{name} {value:.1f}" for name, value in median.items()))
+    if getattr(options, "arguments", None):
+        options.arguments = options.arguments[1:]  # the --
+    measure = {"speed": measure_speed, "scaling": measure_scaling, "memory": measure_memory}[options.command]
     result = {
-        "corpus": [Path(name).name for name in options.corpus],
-        "num_bytes": corpus.num_bytes,
-        "num_tokens": num_tokens,
-        "distinct_spans": len(tokenizer.encoder.spans),
+        "command": options.command,
         "machine": platform.processor() or platform.machine(),
         "versions": library_versions() | {"python": platform.python_version(), "numpy": np.__version__},
-        "rounds": rounds,
-        "median": median,
+        "result": measure(options),
     }
     if options.output:
         Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

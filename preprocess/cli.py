@@ -1,24 +1,37 @@
-"""The command line: ``python -m preprocess tokenizer|shards|inspect|verify``."""
+"""The command line: ``python -m preprocess COMMAND``."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from preprocess.building.build import DEFAULT_HELDOUT, DEFAULT_SHARD_BYTES, ShardSettings, build_shards
-from preprocess.corpus.detection import LAYOUTS
+from preprocess.building.build import build_shards, finish_shards
 from preprocess.folders.inspection import inspect_folder
+from preprocess.folders.merging import merge_folders
+from preprocess.folders.nvidia_import import import_nvidia
+from preprocess.folders.splitting import split_folder
 from preprocess.folders.verification import verify_folder
-from preprocess.shards import COMPRESSIONS
+from preprocess.options import (
+    USER_ERROR,
+    Parser,
+    add_import_options,
+    add_inspect_options,
+    add_merge_options,
+    add_shards_options,
+    add_split_options,
+    add_tokenizer_options,
+    add_workers_option,
+    corpus_settings,
+    import_settings,
+    shard_settings,
+    training_settings,
+)
 from preprocess.tokenizer.command import train_tokenizer
-
-USER_ERROR = 2
 
 DESCRIPTION = """\
 Turn raw text into token shards for pretraining:
@@ -28,18 +41,8 @@ Turn raw text into token shards for pretraining:
   3. python -m preprocess inspect   shards/
      python -m preprocess verify    shards/
 
-Text is UTF-8, in one of two layouts, which are detected: one sentence per line with a blank line between documents
-(sentence_per_line), or one document per line (document_per_line)."""
-
-CORPUS_HELP = "files, folders (recursive, hidden files skipped) and patterns, taken in this order"
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors look like all other errors of these commands."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message, without the usage, and end with exit code 2."""
-        self.exit(USER_ERROR, f"error: {message} (`{self.prog} --help` shows what there is)\n")
+Text is UTF-8, plain or compressed (gzip, zstd, xz, bzip2), in layouts that are detected: one sentence or one document a
+line, one document a file, JSON lines, tab-separated labels or pairs, parquet, MediaWiki dumps."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(list(arguments))
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return COMMANDS[options.command](options)
+        return COMMANDS[options.command][2](options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; run the same command to start again", file=sys.stderr)
+        print("stopped; the same command goes on where it was", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -100,119 +103,79 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands = {
-        name: subparsers.add_parser(
+    commands = {}
+    for name, (text, add_options, _) in COMMANDS.items():
+        commands[name] = subparsers.add_parser(
             name,
             help=text,
             description=text,
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        for name, text in COMMAND_HELP.items()
-    }
-    _add_tokenizer_options(commands["tokenizer"])
-    _add_shards_options(commands["shards"])
-    for name in ("inspect", "verify"):
-        commands[name].add_argument("folder", help="a shard folder, as `shards --output` made it")
+        add_options(commands[name])
     return parser, commands
 
 
-def _add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
-    _required(parser, "--corpus", nargs="+", action="extend", metavar="FILE", help=CORPUS_HELP)
-    _required(parser, "--output", metavar="DIR", help="folder to write; transformers.AutoTokenizer loads it")
-    parser.add_argument("--type", choices=["wordpiece"], default="wordpiece", help="kind of tokenizer")
-    parser.add_argument("--vocab_size", type=_integer, default=30522, metavar="N", help="tokens, special ones included")
-    parser.add_argument(
-        "--lowercase", type=_boolean, default=True, metavar="true|false", help="lower-case text and strip accents"
-    )
-    parser.add_argument(
-        "--min_frequency", type=_integer, default=2, metavar="N", help="least occurrences of a character or pair"
-    )
+def _folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="a shard folder, as `shards --output` made it")
 
 
-def _add_shards_options(parser: argparse.ArgumentParser) -> None:
-    _required(parser, "--corpus", nargs="+", action="extend", metavar="FILE", help=CORPUS_HELP)
-    _required(parser, "--tokenizer", metavar="PATH", help="tokenizer folder, or a vocab.txt file")
-    _required(parser, "--output", metavar="DIR", help="folder to write")
-    parser.add_argument("--workers", type=_integer, default=_num_cores(), metavar="N", help="processes")
-    parser.add_argument(
-        "--heldout", type=_number, default=DEFAULT_HELDOUT, metavar="SHARE", help="documents kept for evaluation"
-    )
-    parser.add_argument("--layout", choices=["auto", *LAYOUTS], default="auto", help="how documents lie in the files")
-    parser.add_argument(
-        "--shard_bytes", type=_integer, default=DEFAULT_SHARD_BYTES, metavar="N", help="bytes of text per shard"
-    )
-    parser.add_argument("--compression", choices=COMPRESSIONS, default="zstd", help="gzip and none need no plugin")
-    parser.add_argument(
-        "--lowercase", type=_boolean_or_auto, default="auto", metavar="auto|true|false", help="for a bare vocab.txt"
-    )
-
-
-def _required(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
-    parser.add_argument(name, required=True, default=argparse.SUPPRESS, **settings)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-
-
-def _boolean(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text == "true"
-
-
-def _boolean_or_auto(text: str) -> bool | None:
-    return None if text == "auto" else _boolean(text)
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    _folder(parser)
+    add_workers_option(parser)
 
 
 def _tokenizer(options: argparse.Namespace) -> int:
-    train_tokenizer(options.corpus, options.output, options.vocab_size, options.lowercase, options.min_frequency)
+    train_tokenizer(corpus_settings(options), training_settings(options), options.output, options.workers)
     return 0
 
 
 def _shards(options: argparse.Namespace) -> int:
-    build_shards(ShardSettings(**{name: value for name, value in vars(options).items() if name != "command"}))
+    build_shards(shard_settings(options))
+    return 0
+
+
+def _finish(options: argparse.Namespace) -> int:
+    finish_shards(options.folder)
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    for line in inspect_folder(options.folder):
+    for line in inspect_folder(options.folder, options.samples, options.seed, options.workers, options.html):
         print(line)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    problems = verify_folder(options.folder)
+    problems = verify_folder(options.folder, options.workers)
     for problem in problems:
         print(f"bad: {problem}")
     print(f"{options.folder}: {f'{len(problems)} problems' if problems else 'every file is as it was written'}")
     return 1 if problems else 0
 
 
-COMMAND_HELP = {
-    "tokenizer": "train a WordPiece tokenizer on a corpus",
-    "shards": "encode a corpus into checksummed HDF5 shards",
-    "inspect": "show what a shard folder holds",
-    "verify": "compare every file of a shard folder with its digests",
-}
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "tokenizer": _tokenizer,
-    "shards": _shards,
-    "inspect": _inspect,
-    "verify": _verify,
+def _merge(options: argparse.Namespace) -> int:
+    merge_folders(options.folders, options.output, options.workers)
+    return 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    split_folder(options.folder, options.output, options.into, options.by, options.workers)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    import_nvidia(import_settings(options))
+    return 0
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "tokenizer": ("train a tokenizer on a corpus", add_tokenizer_options, _tokenizer),
+    "shards": ("clean and encode a corpus into checksummed HDF5 shards", add_shards_options, _shards),
+    "finish": ("complete a folder that `shards --part I/N` filled", _folder, _finish),
+    "inspect": ("show what a shard folder holds", add_inspect_options, _inspect),
+    "verify": ("compare every file of a shard folder with its digests", _verify_options, _verify),
+    "merge": ("join shard folders of one tokenizer", add_merge_options, _merge),
+    "split": ("cut a shard folder into parts, or by source", add_split_options, _split),
+    "import": ("make shards of static HDF5 files as NVIDIA's BERT has them", add_import_options, _import),
 }

@@ -16,7 +16,9 @@ from preprocess.manifest import MANIFEST_NAME
 TOKENIZER_FOLDER = "tokenizer"
 HELDOUT_FOLDER = "heldout"
 CACHE_FOLDER = ".plans"  # what training keeps beside the shards: no part of them
+WORK_FOLDER = ".work"  # what an unfinished run has done so far
 UNFINISHED_NAME = "UNFINISHED"  # there from the first write until the manifest is in place
+RECORD_PATTERN = "block-*.json"  # in the work folder: one for each block that is done
 SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
 
 
@@ -26,18 +28,52 @@ def shard_name(block: int) -> str:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Hold ``folder`` for a run; the value is whether leftovers of an unfinished one were removed.
+def claim(folder: Path, *, resume: bool = False, shared: bool = False) -> Iterator[bool]:
+    """Hold ``folder`` for a run; the value is whether an unfinished run had left something there.
 
-    Half-written files are removed in any case, and the mark of an unfinished run if no exception passes. A ValueError
-    is a fault of the inputs, which another run would meet again: all that was written is removed, a new folder too.
+    The mark of an unfinished run goes when no exception passes. A ValueError is a fault of the inputs: if no block is
+    done, all that was written is removed, a new folder too.
+
+    Args:
+        resume: keep what an unfinished run has left; otherwise it is removed.
+        shared: several runs work there at the same time, each on its own blocks; the mark then stays.
 
     Raises:
-        ValueError: if there is anything in it that no run of ours left there, or a run is at work there.
+        ValueError: if there is anything in it that no run of ours left there, or another run is at work there.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file; give a folder")
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    _refuse_foreign(folder, entries)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / UNFINISHED_NAME, "a", encoding="utf-8") as mark:
+        _lock(mark, folder, shared)
+        mark.truncate(0)
+        mark.write(f"Shards are being written here, or their run was stopped: there is no {MANIFEST_NAME} yet.\n")
+        mark.flush()
+        leftovers = [entry for entry in entries if entry.name != UNFINISHED_NAME]
+        if not resume:
+            _remove(leftovers)
+        if not shared:
+            remove_temporary_files(folder)
+        try:
+            yield bool(leftovers)
+        except ValueError:
+            if not shared and not any((folder / WORK_FOLDER).glob(RECORD_PATTERN)):
+                _remove([entry for entry in folder.iterdir() if is_ours(entry.name)])
+                if is_new:
+                    with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+                        folder.rmdir()
+            raise
+        finally:
+            if not shared:
+                remove_temporary_files(folder)
+        if not shared:
+            finish(folder)
+
+
+def _refuse_foreign(folder: Path, entries: Sequence[Path]) -> None:
     unfinished = (folder / UNFINISHED_NAME).is_file()
     foreign = [entry.name for entry in entries if not (unfinished and is_ours(entry.name))]
     if foreign:
@@ -45,25 +81,6 @@ def claim(folder: Path) -> Iterator[bool]:
         raise ValueError(
             f"--output {folder} is not empty and has no {MANIFEST_NAME} (it holds {shown}); give a new or empty folder"
         )
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / UNFINISHED_NAME, "w", encoding="utf-8") as mark:
-        _lock(mark, folder)
-        mark.write(f"Shards are being written here, or their run was stopped: there is no {MANIFEST_NAME} yet.\n")
-        mark.flush()
-        leftovers = [entry for entry in entries if entry.name != UNFINISHED_NAME]
-        _remove(leftovers)
-        try:
-            yield bool(leftovers)
-        except ValueError:
-            _remove([entry for entry in folder.iterdir() if is_ours(entry.name)])
-            if is_new:
-                with contextlib.suppress(OSError):  # somebody has put something there meanwhile
-                    folder.rmdir()
-            raise
-        finally:
-            remove_temporary_files(folder)
-        finish(folder)
 
 
 def _remove(entries: Sequence[Path]) -> None:
@@ -71,10 +88,10 @@ def _remove(entries: Sequence[Path]) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
 
-def _lock(mark: TextIO, folder: Path) -> None:
+def _lock(mark: TextIO, folder: Path, shared: bool) -> None:
     """Keep other runs out of the folder while ``mark`` is open, where the file system has locks."""
     try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(mark, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another run is writing to --output {folder} now; wait for it, or give another one") from None
     except OSError:
@@ -85,7 +102,7 @@ def _lock(mark: TextIO, folder: Path) -> None:
 
 def is_ours(name: str) -> bool:
     """Whether an entry of an unfinished folder was made by a run of ours."""
-    if name in (UNFINISHED_NAME, TOKENIZER_FOLDER, HELDOUT_FOLDER):
+    if name in (UNFINISHED_NAME, TOKENIZER_FOLDER, HELDOUT_FOLDER, WORK_FOLDER):
         return True
     return (
         SHARD_NAME.fullmatch(name.removesuffix(TEMPORARY_SUFFIX)) is not None
@@ -95,10 +112,16 @@ def is_ours(name: str) -> bool:
 
 def remove_temporary_files(folder: Path) -> None:
     """Remove what workers that were stopped left half-written."""
-    for entry in [*folder.glob(f"*{TEMPORARY_SUFFIX}"), *folder.glob(f"*/*{TEMPORARY_SUFFIX}")]:
-        entry.unlink(missing_ok=True)
+    for pattern in (
+        f"*{TEMPORARY_SUFFIX}",
+        f"{HELDOUT_FOLDER}/*{TEMPORARY_SUFFIX}",
+        f"{WORK_FOLDER}/**/*{TEMPORARY_SUFFIX}",
+    ):
+        for entry in folder.glob(pattern):
+            entry.unlink(missing_ok=True)
 
 
 def finish(folder: Path) -> None:
-    """Remove the mark of an unfinished run."""
+    """Remove what belongs to an unfinished run: its work folder, and last its mark."""
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     (folder / UNFINISHED_NAME).unlink(missing_ok=True)

@@ -1,65 +1,227 @@
-"""What a worker does: one block of text to its shard files."""
+"""What a worker does with one block of text: its digests (to find duplicates), or its shards."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import bisect
+import contextlib
+import hashlib
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
-import numpy as np
-
-from preprocess.building.encoding import Documents, encode_block
-from preprocess.corpus.inputs import Corpus
+from preprocess.building.encoding import BlockEncoder, EncodedPart
+from preprocess.building.settings import ShardSettings
+from preprocess.building.work import BlockRecord, WorkFolder, digest_of_file
+from preprocess.cleaning.drops import Drops
+from preprocess.cleaning.duplicates import (
+    SentenceFilter,
+    document_digest,
+    read_duplicates,
+    sentence_digest,
+    without_duplicates,
+    write_digests,
+)
+from preprocess.cleaning.sentences import Splitter, build_splitter, split_sentences
+from preprocess.cleaning.steps import cleaning_steps
+from preprocess.corpus.blocks import BlockReader
+from preprocess.corpus.corpus import Corpus, InputFile
+from preprocess.corpus.document import Document
 from preprocess.manifest import ShardEntry
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, shard_name
 from preprocess.shards import write_shard
 from preprocess.tokenizer import Tokenizer, load_tokenizer
+from preprocess.words import Segmenter, build_segmenter
+
+Progress = Callable[[int], None]
+
+
+class TextDigest:
+    """Hashes a block's text as it is read, and reports progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._digest = hashlib.sha256()
+        self._progress = progress
+
+    def __call__(self, data: bytes) -> None:
+        """Take in the next bytes."""
+        self._digest.update(data)
+        self._progress(len(data))
+
+    @property
+    def hex(self) -> str:
+        """sha256 of all bytes so far."""
+        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True)
-class BlockReport:
-    """What one block gave; entries are None where it has no document.
+class HashJob:
+    """The sha256 of a block's text; see ``workers.Job``."""
 
-    ``source_counts`` maps ("kept" or "heldout", source) to the numbers of documents, sentences and tokens.
-    """
+    corpus: Corpus
+    block_bytes: int
 
-    kept: ShardEntry | None
-    heldout: ShardEntry | None
-    input_sha256: str
-    dropped: Counter[str]
-    source_counts: dict[tuple[str, int], tuple[int, int, int]] = field(default_factory=dict)
+    def start(self) -> BlockReader:
+        """Open nothing yet."""
+        return BlockReader(self.corpus, self.block_bytes)
+
+    def run(self, state: BlockReader, block: int, progress: Progress) -> str:
+        """Hash one block's text."""
+        digest = TextDigest(progress)
+        for data in state.raw(block):
+            digest(data)
+        return digest.hex
+
+
+@dataclass(frozen=True)
+class DigestJob:
+    """The digests of a block's documents or sentences, after cleaning: pass 1 of finding duplicates."""
+
+    settings: ShardSettings
+    corpus: Corpus
+    output: Path
+
+    def start(self) -> BlockReader:
+        """Open nothing yet."""
+        return BlockReader(self.corpus, self.settings.shard_bytes, Drops())
+
+    def run(self, state: BlockReader, block: int, progress: Progress) -> None:
+        """Write the digests of one block."""
+        digest = TextDigest(progress)
+        cleaning = self.settings.cleaning
+        documents = cleaning_steps(cleaning, Drops())(state.documents(block, digest))
+        if cleaning.deduplicate == "documents":
+            digests = [document_digest(document) for document in documents]
+        else:
+            splitter = build_splitter(cleaning.split_sentences)
+            digests = [
+                sentence_digest(sentence) for document in documents for sentence in split_sentences(document, splitter)
+            ]
+        work = WorkFolder(self.output)
+        path = work.digests_path(block, digest.hex)
+        for stale in work.known_digests(block):
+            if stale != path:
+                stale.unlink(missing_ok=True)
+        write_digests(path, digests)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a worker loads once."""
+
+    tokenizer: Tokenizer
+    segmenter: Segmenter | None
+    splitter: Splitter
+    reader: BlockReader
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Encodes a block and writes its shards; see ``workers.Job``."""
+    """Cleans and encodes a block, writes its shards and then its record; see ``workers.Job``."""
 
+    settings: ShardSettings
     corpus: Corpus
     output: Path
-    shard_bytes: int
-    heldout: float
-    compression: str
 
-    def start(self) -> Tokenizer:
-        """Load the tokenizer that travels with the shards."""
-        return load_tokenizer(self.output / TOKENIZER_FOLDER)
+    def start(self) -> _State:
+        """Load the tokenizer that travels with the shards, and the word segmenter."""
+        settings = self.settings
+        segmenter = None
+        if settings.word_segmenter:
+            segmenter = build_segmenter(settings.word_segmenter, settings.user_dictionary)
+        return _State(
+            load_tokenizer(self.output / TOKENIZER_FOLDER),
+            segmenter,
+            build_splitter(settings.cleaning.split_sentences),
+            BlockReader(self.corpus, settings.shard_bytes),
+        )
 
-    def run(self, state: Tokenizer, block: int, progress: Callable[[int], None]) -> BlockReport:
-        """Encode and write one block."""
-        encoded = encode_block(self.corpus, block, self.shard_bytes, state.encoder, self.heldout, progress)
-        entries = {}
-        counts = {}
-        for part, documents, folder in (
-            ("kept", encoded.kept, self.output),
-            ("heldout", encoded.heldout, self.output / HELDOUT_FOLDER),
+    def run(self, state: _State, block: int, progress: Progress) -> None:
+        """Do one block."""
+        work = WorkFolder(self.output)
+        digest = TextDigest(progress)
+        labels = {label: index for index, label in enumerate(self.corpus.labels)} if self.corpus.labels else None
+        encoder = BlockEncoder(state.tokenizer, state.segmenter, labels, self.corpus.has_second, self.settings.heldout)
+        with self._dropped_file(work.dropped_path(block)) as aside:
+            drops = Drops(aside)
+            state.reader.drops = drops
+            documents = cleaning_steps(self.settings.cleaning, drops)(state.reader.documents(block, digest))
+            for document, sentences, second in self._sentences(documents, state, work.duplicates_path(block), drops):
+                encoder.add(document, sentences, second)
+        kept, heldout = encoder.finish()
+        self._write(work, block, digest.hex, kept, heldout, drops.counts + encoder.dropped)
+
+    @contextlib.contextmanager
+    def _dropped_file(self, path: Path) -> Iterator[TextIO | None]:
+        if self.settings.dropped is None:
+            yield None
+            return
+        with open(path, "w", encoding="utf-8") as file:
+            yield file
+
+    def _sentences(
+        self, documents: Iterator[Document], state: _State, duplicates: Path, drops: Drops
+    ) -> Iterator[tuple[Document, Sequence[str], Sequence[str]]]:
+        """Yield each document that stays, with the sentences of its two texts."""
+        mode = self.settings.cleaning.deduplicate
+        if mode == "documents":
+            documents = without_duplicates(documents, read_duplicates(duplicates), drops)
+        stay = SentenceFilter(read_duplicates(duplicates), drops) if mode == "sentences" else None
+        strip = not state.tokenizer.keeps_whitespace
+        for document in documents:
+            sentences = split_sentences(document, state.splitter)
+            if stay is not None and not (sentences := stay.keep(sentences, document)):
+                continue
+            second = state.splitter.split(document.second) if document.second else []
+            if strip:
+                yield document, [sentence.strip() for sentence in sentences], [text.strip() for text in second]
+            else:
+                yield document, sentences, second
+
+    def _write(
+        self,
+        work: WorkFolder,
+        block: int,
+        digest: str,
+        kept: EncodedPart,
+        heldout: EncodedPart,
+        dropped: dict[str, int],
+    ) -> None:
+        entries: dict[str, ShardEntry | None] = {}
+        counts = []
+        for part, encoded, folder in (
+            ("kept", kept, self.output),
+            ("heldout", heldout, self.output / HELDOUT_FOLDER),
         ):
-            entries[part] = self._write(folder / shard_name(block), documents, encoded.input_sha256)
-            for source in np.unique(documents.source).tolist():
-                counts[part, source] = documents.counts(source)
-        return BlockReport(entries["kept"], entries["heldout"], encoded.input_sha256, encoded.dropped, counts)
+            entries[part] = None
+            if encoded.arrays is not None:
+                path = folder / shard_name(block)
+                entries[part] = write_shard(path, encoded.arrays, digest, self.settings.compression)
+            counts += [[part, source, *numbers] for source, numbers in encoded.counts.items()]
+        work.write_record(
+            BlockRecord(
+                block=block,
+                kept=entries["kept"],
+                heldout=entries["heldout"],
+                input_sha256=digest,
+                files=block_files(self.corpus, block, self.settings.shard_bytes),
+                duplicates_sha256=digest_of_file(work.duplicates_path(block)),
+                dropped={reason: count for reason, count in dropped.items() if count},
+                source_counts=counts,
+            )
+        )
 
-    def _write(self, path: Path, documents: Documents, input_sha256: str) -> ShardEntry | None:
-        if not len(documents.source):
-            return None
-        return write_shard(path, documents.arrays(), input_sha256, self.compression)
+
+def block_files(corpus: Corpus, block: int, block_bytes: int) -> list[list[Any]]:
+    """Return [source, description] of each file that has bytes in a block's range."""
+    return [[file.source, file.description()] for file in files_of_block(corpus, block, block_bytes)]
+
+
+def files_of_block(corpus: Corpus, block: int, block_bytes: int) -> Sequence[InputFile]:
+    """Return the files that have bytes in a block's range."""
+    first, last = block * block_bytes, (block + 1) * block_bytes
+    start_of = operator.attrgetter("start")
+    begin = max(0, bisect.bisect_right(corpus.files, first, key=start_of) - 1)
+    end = bisect.bisect_left(corpus.files, last, key=start_of)
+    return [file for file in corpus.files[begin:end] if file.start + file.num_bytes > first]

@@ -1,86 +1,66 @@
-"""The manifests of a finished run: totals of its blocks, and what the user is told."""
+"""The manifests of a finished run, made from its plan and the records of its blocks; and what the user is told."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from preprocess.building.job import BlockReport, ShardJob
-from preprocess.corpus.inputs import Corpus, InputFile
+from preprocess.building.work import BlockRecord
 from preprocess.files import sha256_of_file
 from preprocess.manifest import FORMAT_VERSION, Manifest, ShardEntry, Source, write_manifest
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
-from preprocess.shards import library_versions
-from preprocess.tokenizer import TOKENIZER_FILES, Tokenizer
 
 COUNTED = ("documents", "sentences", "tokens")
-DROP_REASONS = ("documents_without_tokens", "sentences_without_tokens")
+ALWAYS_COUNTED = ("documents_without_tokens", "sentences_without_tokens")
 
 
-def decisive_settings(job: ShardJob) -> dict[str, Any]:
-    """Return the settings that decide the content, beside tokenizer and inputs."""
-    return {"shard_bytes": job.shard_bytes, "compression": job.compression, "heldout": job.heldout}
-
-
-def joint_digest(digests: Sequence[str]) -> str:
+def joint_digest(digests: Iterable[str]) -> str:
     """Return one digest (hex) for the texts of all blocks."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def describe_sources(corpus: Corpus, counts: Counter[tuple[int, str]]) -> list[Source]:
-    """Return the manifest's sources; ``counts`` maps (source, "documents" | "sentences" | "tokens") to a number."""
-    sources = []
-    files_of: list[list[InputFile]] = [[] for _ in corpus.source_names]
-    for file in corpus.files:
-        files_of[file.source].append(file)
-    for index, (name, files) in enumerate(zip(corpus.source_names, files_of, strict=True)):
-        layouts = sorted({file.layout for file in files})
-        sources.append(
-            Source(
-                name=name,
-                layout=layouts[0] if len(layouts) == 1 else "mixed",
-                files=[{"name": file.name, "num_bytes": file.num_bytes, "layout": file.layout} for file in files],
-                num_documents=counts[index, "documents"],
-                num_sentences=counts[index, "sentences"],
-                num_tokens=counts[index, "tokens"],
-            )
-        )
-    return sources
+def write_manifests(output: Path, plan: Mapping[str, Any], records: Sequence[BlockRecord]) -> Manifest:
+    """Write the manifest of the held-out documents, then the main one.
 
-
-def write_manifests(job: ShardJob, tokenizer: Tokenizer, blocks: list[BlockReport]) -> Manifest:
-    """Write the manifest of the held-out documents, then the main one."""
-    dropped = sum((block.dropped for block in blocks), Counter())
-    kept = _totals([block.kept for block in blocks])
-    heldout = _totals([block.heldout for block in blocks])
+    Raises:
+        ValueError: if no document is left.
+    """
+    dropped = sum((Counter(record.dropped) for record in records), Counter(dict.fromkeys(ALWAYS_COUNTED, 0)))
+    kept = _totals([record.kept for record in records])
+    heldout = _totals([record.heldout for record in records])
     if not kept["documents"]:
         raise ValueError("no document is left to write: " + _why_empty(dropped, heldout))
     counts = kept | {f"heldout_{name}": count for name, count in heldout.items()}
-    counts |= {f"dropped_{reason}": dropped[reason] for reason in DROP_REASONS}
-    digest = joint_digest([block.input_sha256 for block in blocks])
+    counts |= {f"dropped_{reason}": dropped[reason] for reason in (*ALWAYS_COUNTED, *sorted(dropped))}
     common: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "settings": decisive_settings(job) | {"input_sha256": digest, "versions": library_versions()},
+        "labels": plan["labels"],
+        "settings": {
+            **plan["settings"],
+            "input_sha256": joint_digest(record.input_sha256 for record in records),
+            "versions": plan["versions"],
+        },
     }
-    identity = {"type": tokenizer.type, "digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size}
-    if job.heldout:
+    if plan["settings"]["heldout"]:
         manifest = Manifest(
-            folder=job.output / HELDOUT_FOLDER,
-            tokenizer=identity,
-            sources=describe_sources(job.corpus, _source_counts(blocks, "heldout")),
-            shards=[block.heldout for block in blocks if block.heldout],
+            folder=output / HELDOUT_FOLDER,
+            tokenizer=plan["tokenizer"],
+            sources=_sources(plan, records, "heldout"),
+            shards=[record.heldout for record in records if record.heldout],
             counts=heldout,
             **common,
         )
         write_manifest(manifest, manifest.folder)
-    files = {name: sha256_of_file(job.output / TOKENIZER_FOLDER / name) for name in TOKENIZER_FILES}
+    folder = output / TOKENIZER_FOLDER
+    files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
     manifest = Manifest(
-        folder=job.output,
-        tokenizer=identity | {"files": files},
-        sources=describe_sources(job.corpus, _source_counts(blocks, "kept")),
-        shards=[block.kept for block in blocks if block.kept],
+        folder=output,
+        tokenizer=plan["tokenizer"] | {"files": files},
+        sources=_sources(plan, records, "kept"),
+        shards=[record.kept for record in records if record.kept],
         counts=counts,
         **common,
     )
@@ -88,10 +68,11 @@ def write_manifests(job: ShardJob, tokenizer: Tokenizer, blocks: list[BlockRepor
     return manifest
 
 
-def _why_empty(dropped: Counter[str], heldout: dict[str, int]) -> str:
+def _why_empty(dropped: Counter[str], heldout: Mapping[str, int]) -> str:
+    reasons = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(dropped.items()) if count]
     return (
-        f"{dropped['documents_without_tokens']:,} documents have no token and {heldout['documents']:,} are held out; "
-        "give more text or a smaller --heldout"
+        f"dropped were {', '.join(reasons) or 'none'}, and {heldout['documents']:,} documents are held out; "
+        "give more text, a smaller --heldout, or weaker filters"
     )
 
 
@@ -104,17 +85,20 @@ def _totals(entries: Sequence[ShardEntry | None]) -> dict[str, int]:
     }
 
 
-def _source_counts(blocks: list[BlockReport], part: str) -> Counter[tuple[int, str]]:
+def _sources(plan: Mapping[str, Any], records: Sequence[BlockRecord], part: str) -> list[Source]:
     totals: Counter[tuple[int, str]] = Counter()
-    for block in blocks:
-        for (block_part, source), counts in block.source_counts.items():
-            if block_part == part:
+    for record in records:
+        for record_part, source, *counts in record.source_counts:
+            if record_part == part:
                 totals.update({(source, name): count for name, count in zip(COUNTED, counts, strict=True)})
-    return totals
+    return [
+        Source(**{**fields, **{f"num_{name}": totals[index, name] for name in COUNTED}})
+        for index, fields in enumerate(plan["sources"])
+    ]
 
 
 def summary(manifest: Manifest) -> list[str]:
-    """Return lines that tell the user what a finished folder holds."""
+    """Return lines that tell the user what a finished folder holds, and what was dropped."""
     counts = manifest.counts
     lines = [
         f"{source.name}: {source.num_documents:,} documents, {source.num_sentences:,} sentences, "
@@ -126,7 +110,7 @@ def summary(manifest: Manifest) -> list[str]:
         f"{counts['sentences']:,} sentences, {counts['tokens']:,} tokens; held out {counts['heldout_documents']:,} "
         f"documents ({counts['heldout_tokens']:,} tokens)"
     )
-    for reason in DROP_REASONS:
-        if counts[f"dropped_{reason}"]:
-            lines.append(f"dropped {counts[f'dropped_{reason}']:,} {reason.replace('_', ' ')}")
+    for name, count in counts.items():
+        if name.startswith("dropped_") and count:
+            lines.append(f"dropped {count:,} {name.removeprefix('dropped_').replace('_', ' ')}")
     return lines

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.building.build import ShardSettings, build_shards
+from preprocess.building.build import build_shards
+from preprocess.building.settings import ShardSettings
+from preprocess.corpus.corpus import CorpusSettings
 from preprocess.tokenizer import Tokenizer, load_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -69,7 +71,7 @@ def shard_folder(tmp_path: Path, corpus_folder: Path, vocabulary_file: Path) -> 
     """A fresh shard folder of ``corpus_folder`` with several shards and held-out documents."""
     output = tmp_path / "shards"
     settings = ShardSettings(
-        corpus=[str(corpus_folder)],
+        corpus=CorpusSettings(arguments=[str(corpus_folder)]),
         tokenizer=str(vocabulary_file),
         output=str(output),
         heldout=0.1,

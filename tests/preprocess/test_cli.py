@@ -76,14 +76,14 @@ def test_verify_names_bad_files(shard_folder: Path, capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         (["shard"], "there is no command 'shard'; did you mean shards?"),
-        (["frobnicate"], "there is no command 'frobnicate'; there are: tokenizer, shards, inspect, verify"),
+        (["frobnicate"], "there is no command 'frobnicate'; there are: tokenizer, shards, finish, inspect, verify"),
         (["shards", "--corpsu", "x"], "there is no option --corpsu; did you mean --corpus?"),
         (["shards", "--work", "2"], "there is no option --work; did you mean --workers?"),
         (["shards", "--zzz=1"], "there is no option --zzz; there are: "),
         (["shards", "--corpus", "x"], "required: --tokenizer, --output"),
         (["shards", "--workers", "two"], "argument --workers: 'two' is no whole number"),
         (["shards", "--heldout", "some"], "argument --heldout: 'some' is no number"),
-        (["shards", "--layout", "xml"], "invalid choice: 'xml'"),
+        (["shards", "--compression", "lz4"], "invalid choice: 'lz4'"),
         (["tokenizer", "--lowercase", "yes"], "argument --lowercase: 'yes' is neither true nor false"),
         ([], "required: COMMAND"),
     ],
@@ -138,7 +138,7 @@ def test_help_of_the_module(repository: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "preprocess", "--help"], cwd=repository, capture_output=True, text=True, check=True
     )
-    for text in ("python -m preprocess tokenizer", "sentence_per_line", "document_per_line", "verify"):
+    for text in ("python -m preprocess tokenizer", "one sentence or one document a\nline", "verify"):
         assert text in done.stdout
     done = subprocess.run(
         [sys.executable, "-m", "preprocess", "shards", "--help"],

@@ -14,6 +14,7 @@ import hdf5plugin  # noqa: F401  (registers zstd)
 import numpy as np
 
 from preprocess.building.encoding import document_hash
+from preprocess.corpus.document import Document
 from preprocess.shards import ShardArrays, write_shard
 
 ORDER = ("tokens", "sentence_offsets", "document_offsets", "document_source")
@@ -78,4 +79,6 @@ def test_digests_are_as_described(shard_folder: Path) -> None:
 
 def test_hash_of_a_document() -> None:
     expected = int.from_bytes(hashlib.blake2b(b"one\ntwo", digest_size=8).digest(), "big")
-    assert document_hash(b"one\ntwo") == document_hash(b"one\r\ntwo\r\n \n") == expected
+    assert document_hash(Document("one\ntwo", 0)) == document_hash(Document("one\ntwo", 3, True, label="x")) == expected
+    expected = int.from_bytes(hashlib.blake2b("a\té".encode(), digest_size=8).digest(), "big")
+    assert document_hash(Document("a", 0, second="é")) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -18,7 +19,10 @@ from pathlib import Path
 import pytest
 
 import preprocess.files
-from preprocess.building.build import ShardSettings, build_shards
+from preprocess.building.build import build_shards
+from preprocess.building.settings import ShardSettings
+from preprocess.cleaning.settings import CleaningSettings
+from preprocess.corpus.corpus import CorpusSettings
 from preprocess.manifest import read_manifest
 from preprocess.shards import ShardReader
 from preprocess.tokenizer import Tokenizer, load_tokenizer
@@ -27,12 +31,21 @@ from preprocess.tokenizer import Tokenizer, load_tokenizer
 def run(corpus: list[Path], tokenizer: Path, output: Path, **settings) -> list[str]:
     """Build shards and return what the user is told."""
     told: list[str] = []
-    settings = {"shard_bytes": 8000, "heldout": 0.1, **settings}
-    build_shards(
-        ShardSettings(corpus=list(map(str, corpus)), tokenizer=str(tokenizer), output=str(output), **settings),
-        say=told.append,
-    )
+    build_shards(make_settings(corpus, tokenizer, output, **settings), say=told.append)
     return told
+
+
+def make_settings(corpus: list[Path], tokenizer: Path, output: Path, **settings) -> ShardSettings:
+    """Return settings for small shards; those of corpus and cleaning are given beside the others."""
+    parts = {}
+    for name, kind, own in (
+        ("corpus", CorpusSettings, {"arguments": list(map(str, corpus))}),
+        ("cleaning", CleaningSettings, {}),
+    ):
+        names = {field.name for field in dataclasses.fields(kind)}
+        parts[name] = kind(**own, **{key: settings.pop(key) for key in list(settings) if key in names})
+    settings = {"shard_bytes": 8000, "heldout": 0.1, **settings}
+    return ShardSettings(**parts, tokenizer=str(tokenizer), output=str(output), **settings)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -56,7 +69,7 @@ def test_bytes_do_not_depend_on_workers(corpus_folder: Path, vocabulary_file: Pa
 
 def test_documents_of_the_shards(tmp_path: Path, tokenizer: Tokenizer, vocabulary_file: Path) -> None:
     """All documents arrive in order with their sources, whatever the block size."""
-    (tmp_path / "a.txt").write_text("the cat\nthe dog\n\nmasking\n\n\u3000\n\nx y z\n")
+    (tmp_path / "a.txt").write_text("the cat\nthe dog\n\nmasking\n\n\u200b\n\nx y z\n")
     (tmp_path / "b.txt").write_text("中文字\nthe token\n")
     expected = [
         ("a", ["the cat", "the dog"]),
@@ -108,7 +121,7 @@ def test_finished_folder_is_recognised(corpus_folder: Path, vocabulary_file: Pat
     ]:
         with pytest.raises(ValueError, match=rf"made differently: {message}.*another --output, or delete"):
             run(corpus, vocabulary_file, tmp_path / "shards", **change)
-    with pytest.raises(ValueError, match=r"inputs were corpus\d* \(3 files.* and are a \(1 files"):
+    with pytest.raises(ValueError, match=r"the inputs have changed: corpus\d*/a.txt is gone.* a/a.txt is new"):
         run([corpus_folder / "a.txt"], vocabulary_file, tmp_path / "shards")
     assert digests(tmp_path / "shards") == before
 
@@ -135,24 +148,8 @@ def test_foreign_folders_are_left_alone(corpus_folder: Path, vocabulary_file: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--output .*file is a file"):
         run([corpus_folder], vocabulary_file, tmp_path / "file")
-    with pytest.raises(ValueError, match=r"--corpus contains .*a.txt, which lies in --output"):
+    with pytest.raises(ValueError, match=r"--corpus contains .*corpus\d*, which lies in --output"):
         run([corpus_folder], vocabulary_file, corpus_folder)
-
-
-def test_unfinished_run_is_made_again(shard_folder: Path, corpus_folder: Path, vocabulary_file: Path) -> None:
-    before = digests(shard_folder)
-    (shard_folder / "manifest.json").unlink()
-    (shard_folder / "UNFINISHED").write_text("")
-    (shard_folder / "shard-00002.h5.tmp").write_text("half")
-    (shard_folder / "shard-00099.h5").write_text("of an older run")
-    told = run([corpus_folder], vocabulary_file, shard_folder)
-    assert any("removed what an unfinished run had left" in line for line in told)
-    assert digests(shard_folder) == before
-    (shard_folder / "manifest.json").unlink()
-    (shard_folder / "UNFINISHED").write_text("")
-    (shard_folder / "mine.txt").write_text("")
-    with pytest.raises(ValueError, match=r"it holds mine.txt"):
-        run([corpus_folder], vocabulary_file, shard_folder)
 
 
 def test_two_runs_do_not_share_a_folder(shard_folder: Path, corpus_folder: Path, vocabulary_file: Path) -> None:
@@ -179,16 +176,32 @@ def test_bad_text_reaches_the_user(corpus_folder: Path, vocabulary_file: Path, t
 
 def test_nothing_left_to_write(vocabulary_file: Path, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("\u3000\n\u200b\n")
-    with pytest.raises(ValueError, match="no document is left to write: 2 documents have no token and 0 are held out"):
+    with pytest.raises(
+        ValueError,
+        match="no document is left to write: dropped were 1 documents without text, 1 documents without tokens",
+    ):
         run([tmp_path / "x.txt"], vocabulary_file, tmp_path / "out")
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
-    settings = ShardSettings(
-        corpus=["x"], tokenizer="y", output="z", workers=0, heldout=1.0, shard_bytes=1, layout="xml", compression="lz4"
+    settings = make_settings(
+        [Path("x")],
+        Path("y"),
+        Path("z"),
+        workers=0,
+        heldout=1.0,
+        shard_bytes=1,
+        layout=["xml"],
+        compression="lz4",
+        normal_form="NFX",
+        word_segmenter="scissors",
+        part="3/2",
+        executor="dask",
     )
     with pytest.raises(
-        ValueError, match=r"workers is 0.*heldout is 1.0.*shard_bytes is 1.*'xml'; allowed.*'lz4'; allowed"
+        ValueError,
+        match=r"'xml'; allowed.*'NFX'.*workers is 0.*heldout is 1.0.*shard_bytes is 1.*'lz4'; allowed.*'dask'; "
+        r"allowed.*'scissors'; allowed.*part is '3/2': needs I/N",
     ):
         build_shards(settings)
 
@@ -196,7 +209,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("corpus", ["text.txt", []])
 def test_corpus_must_be_a_list(corpus) -> None:
     with pytest.raises(ValueError, match="a list of at least one file, folder or pattern is needed"):
-        build_shards(ShardSettings(corpus=corpus, tokenizer="y", output="z"))
+        build_shards(ShardSettings(corpus=CorpusSettings(arguments=corpus), tokenizer="y", output="z"))
 
 
 def test_full_disk(corpus_folder: Path, vocabulary_file: Path, tmp_path: Path, monkeypatch) -> None:
@@ -210,16 +223,16 @@ def test_full_disk(corpus_folder: Path, vocabulary_file: Path, tmp_path: Path, m
 
     monkeypatch.setattr(preprocess.files.os, "fsync", fsync)
     with pytest.raises(
-        OSError, match=r"No space left on device: shard-0000\d.h5 needs .* bytes and .*out has .* free"
+        OSError, match=r"No space left on device: (shard|block)-0000\d.* needs .* bytes and .*out.* has .* free"
     ) as e:
         run([corpus_folder], vocabulary_file, tmp_path / "out")
     assert e.value.errno == errno.ENOSPC
     assert not list((tmp_path / "out").rglob("*.tmp"))
     assert not (tmp_path / "out" / "manifest.json").exists()
     monkeypatch.undo()
-    assert "removed what an unfinished run had left" in "\n".join(
-        run([corpus_folder], vocabulary_file, tmp_path / "out")
-    )
+    assert "1 of 4 blocks were done already" in "\n".join(run([corpus_folder], vocabulary_file, tmp_path / "out"))
+    run([corpus_folder], vocabulary_file, tmp_path / "unbroken")
+    assert digests(tmp_path / "out") == digests(tmp_path / "unbroken")
 
 
 SMALL_DISK = """
@@ -259,10 +272,9 @@ def test_full_disk_with_workers(vocabulary_file: Path, tmp_path: Path, repositor
 def test_bad_text_leaves_no_output(
     corpus_folder: Path, vocabulary_file: Path, tmp_path: Path, workers: int, bad: bytes, message: str
 ) -> None:
-    late = b"the cat\n" * (1 << 20) if b"\0" in bad else b""  # beyond what is looked at before
-    (tmp_path / "bad.txt").write_bytes(bad if not late else late + bad)
+    (tmp_path / "bad.txt").write_bytes(bad)
     output = tmp_path / "shards"
-    inputs = [corpus_folder, tmp_path / "bad.txt"]
+    inputs = [tmp_path / "bad.txt", corpus_folder]
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             run(inputs, vocabulary_file, output, workers=workers, shard_bytes=1 << 20)
