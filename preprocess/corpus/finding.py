@@ -46,7 +46,8 @@ def parse_arguments(arguments: Sequence[str]) -> list[Argument]:
 
 def _parse(argument: str) -> Argument:
     name, equals, path = argument.partition("=")
-    if not equals or os.path.lexists(argument) or "/" in name:
+    as_written = os.path.lexists(argument) or (glob.has_magic(argument) and glob.glob(argument, recursive=True))
+    if not equals or as_written or "/" in name:
         return Argument(argument, argument, None)
     if not path:
         raise ValueError(f"--corpus {argument}: a path is missing behind {name}=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Container, Iterator
@@ -29,7 +30,7 @@ def _pages(run: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield (place, bytes) of each page, from the line ``<page>`` on; what is no page is left out."""
     starts = [0] if PAGE_LINE.match(b"\n" + run) else []
     starts += [match.end() for match in PAGE_LINE.finditer(run)]
-    for start, end in zip(starts, [*starts[1:], len(run)], strict=True):
+    for start, end in itertools.pairwise([*starts, len(run)]):
         yield start, run[start:end]
 
 

@@ -10,10 +10,13 @@ from preprocess.cleaning.drops import Drops
 from preprocess.corpus.columns import normal_lines
 from preprocess.corpus.corpus import InputFile
 from preprocess.corpus.document import Document
+from preprocess.corpus.layouts import PARQUET
+from preprocess.corpus.runs import MAX_DOCUMENT_BYTES, way_out
 from preprocess.corpus.unchanged import changed, check_unchanged
 
 MAGIC = b"PAR1"
-BATCH_ROWS = 256
+BATCH_BYTES = 4 << 20  # aimed at
+MAX_BATCH_ROWS = 1024
 MAX_SHOWN = 20
 Texts = list[bytes | None]
 
@@ -33,6 +36,7 @@ class ParquetRows:
         check_unchanged(file)
         self.column = Column(file.path, file.text_field)
         self.base = 0  # of the next row
+        self.reached = 0  # the range that begins here begins with the row at ``base``
         self.group = 0  # the row group that it is in
         self.waiting: Texts = []  # rows from ``base`` on that were read
         self.batches = self.column.texts(0) if file.row_groups else iter(())
@@ -46,14 +50,16 @@ class ParquetRows:
         """Yield (raw bytes, documents) of the rows that begin in [first, last), in batches."""
         check_unchanged(self.file)
         group = max(0, bisect.bisect_right(self.file.row_groups, first) - 1)
-        if first < self.base or group > self.group:
+        if first != self.reached and (first < self.base or group > self.group):
             self.group, self.base, self.waiting = group, self.file.row_groups[group], []
             self.batches = self.column.texts(group)
+        self.reached = -1
         while self.base < min(last, self.file.num_bytes):
             begin, texts = self._take(first, last)
             if texts:
                 yield b"".join([(text or b"") + b"\n" for text in texts]), self._documents(begin, texts)
         check_unchanged(self.file)
+        self.reached = last
 
     def _take(self, first: int, last: int) -> tuple[int, Texts]:
         """Return the place of the next rows that begin in [first, last), and them, out of one batch."""
@@ -95,6 +101,11 @@ class ParquetRows:
 
     def _decode(self, raw: bytes, offset: int) -> str | None:
         """Return the text of a row; None if it is dropped."""
+        if len(raw) > MAX_DOCUMENT_BYTES:
+            raise ValueError(
+                f"{self._row(offset)} has {len(raw):,} bytes, and at most {MAX_DOCUMENT_BYTES:,} are possible: "
+                f"{way_out(PARQUET)}"
+            )
         if b"\0" in raw:
             raise ValueError(f"{self._row(offset)} is not text: it has a NUL byte")
         try:
@@ -200,7 +211,10 @@ class Column:
 
     def _arrays(self, group: int) -> Iterator[Any]:
         try:
-            for batch in self.file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[".".join(self.keys)]):
+            metadata = self.file.metadata.row_group(group)
+            size = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
+            rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // size))
+            for batch in self.file.iter_batches(rows, row_groups=[group], columns=[".".join(self.keys)]):
                 array = batch.column(0)
                 for key in self.keys[1:]:
                     array = self.arrow.compute.struct_field(array, key)

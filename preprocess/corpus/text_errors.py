@@ -27,9 +27,10 @@ def check_no_nul(path: str, begin: int, data: bytes, line_at: Callable[[int], in
     if position >= 0:
         offset = begin + position
         line = line_at(offset) if line_at else line_number(path, offset)
+        is_wide = 4 * data.count(b"\0") > len(data)
+        hint = (" (this looks like UTF-16 or UTF-32)" if is_wide else "") if line_at else _hint(path)
         raise ValueError(
-            f"{path} is not text: NUL byte at offset {offset:,} (line {line:,}); "
-            f"the corpus must be UTF-8 text{_hint(path)}"
+            f"{path} is not text: NUL byte at offset {offset:,} (line {line:,}); the corpus must be UTF-8 text{hint}"
         )
 
 
@@ -48,8 +49,8 @@ def invalid_utf8(path: str, offset: int) -> ValueError:
 def utf8_error(path: str, byte: int, offset: int, line: int) -> ValueError:
     """Return the error for a byte that is not UTF-8, at an offset and line of the uncompressed file."""
     return ValueError(
-        f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset:,} (line {line:,}){_hint(path)}; convert it, for "
-        "example with `iconv -f ENCODING -t UTF-8`, or give --invalid_utf8 drop (leaves such documents out) or "
+        f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset:,} (line {line:,}); convert it, for example "
+        "with `iconv -f ENCODING -t UTF-8`, or give --invalid_utf8 drop (leaves such documents out) or "
         "--invalid_utf8 replace (puts U+FFFD in place of bad bytes)"
     )
 

@@ -1,295 +1,220 @@
-"""Inputs and blocks: against a splitter that reads everything."""
+"""Inputs: which files a command's arguments stand for, their sources, and what cannot be used."""
 
 from __future__ import annotations
 
-import itertools
+import errno
+import gzip
+import io
+import json
 import os
+import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from preprocess.building.encoding import encode_block
-from preprocess.corpus.detection import DOCUMENT_PER_LINE, LAYOUTS, SENTENCE_PER_LINE
-from preprocess.corpus.inputs import Corpus, InputFile, open_corpus
-from preprocess.tokenizer import Tokenizer
+from preprocess.cleaning.drops import Drops
+from preprocess.corpus import spooling, survey
+from preprocess.corpus.blocks import BlockReader
+from preprocess.corpus.document import Document
+from preprocess.corpus.inputs import Corpus, CorpusSettings, open_inputs
+from preprocess.corpus.spooling import spool_standard_input
 
 MARK = b"\xef\xbb\xbf"
-PIECES = [
-    "a",
-    "bc",
-    "é",
-    "中",
-    "😀",
-    " ",
-    "\t",
-    "\r",
-    "\n",
-    "\n",
-    "\n\n",
-    "\r\n",
-    "\r\n\r\n",
-    "\n \n",
-    "\x0b",
-    "\u3000",
-    "\x85",
-]
 
 
-def split_documents(data: bytes, layout: str) -> list[tuple[int, list[bytes]]]:
-    """Return (first byte, lines) of each document, by reading the whole file line by line."""
-    position = len(MARK) if data.startswith(MARK) else 0
-    documents: list[tuple[int, list[bytes]]] = []
-    inside = False
-    for line in data[position:].split(b"\n"):
-        blank = not line.strip(b" \t\r\x0b\x0c")
-        if not blank and (layout == DOCUMENT_PER_LINE or not inside):
-            documents.append((position, []))
-        if not blank:
-            documents[-1][1].append(line.strip(b"\r"))
-        inside = not blank
-        position += len(line) + 1
-    return documents
+def opened(*arguments: Path | str, **settings: object) -> tuple[Corpus, list[str]]:
+    """Open a corpus; a single layout may be given as text."""
+    if isinstance(settings.get("layout"), str):
+        settings["layout"] = (settings["layout"],)
+    return open_inputs(CorpusSettings(arguments=[str(a) for a in arguments], **settings), Path("/nowhere"))  # type: ignore[arg-type]
 
 
-def corpus_of(folder: Path, contents: list[tuple[bytes, str]]) -> Corpus:
-    """Write files and return their corpus, one source each."""
-    files = []
-    start = 0
-    for index, (data, layout) in enumerate(contents):
-        path = folder / f"{index}.txt"
-        path.write_bytes(data)
-        files.append(
-            InputFile(path=str(path), name=path.name, source=index, start=start, num_bytes=len(data), layout=layout)
-        )
-        start += len(data)
-    return Corpus(tuple(file.name for file in files), tuple(files))
-
-
-file_contents = st.tuples(
-    st.builds(
-        lambda mark, pieces: mark + "".join(pieces).encode(),
-        st.sampled_from([b"", MARK]),
-        st.lists(st.sampled_from(PIECES), max_size=40),
-    ),
-    st.sampled_from(LAYOUTS),
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(contents=st.lists(file_contents, min_size=1, max_size=3), block_bytes=st.integers(1, 60))
-def test_blocks_hold_the_documents_that_begin_in_them(
-    tmp_path_factory: pytest.TempPathFactory, contents: list[tuple[bytes, str]], block_bytes: int
-) -> None:
-    corpus = corpus_of(tmp_path_factory.mktemp("blocks"), contents)
-    expected: dict[int, list[list[bytes]]] = {}
-    for file, (data, layout) in zip(corpus.files, contents, strict=True):
-        for first, lines in split_documents(data, layout):
-            expected.setdefault((file.start + first) // block_bytes, []).append(lines)
-    for block in range(corpus.num_blocks(block_bytes)):
-        found = []
-        for file, begin, data in corpus.block(block, block_bytes):
-            assert contents[file.source][0][begin : begin + len(data)] == data
-            found += [lines for _, lines in split_documents(data, file.layout)]
-        assert found == expected.get(block, [])
-
-
-@settings(max_examples=150, deadline=None)
-@given(contents=st.lists(file_contents, min_size=1, max_size=2), block_bytes=st.integers(1, 60))
-def test_encoded_blocks_equal_documents_encoded_alone(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: Tokenizer,
-    contents: list[tuple[bytes, str]],
-    block_bytes: int,
-) -> None:
-    corpus = corpus_of(tmp_path_factory.mktemp("blocks"), contents)
-    expected = []
-    for index, (data, layout) in enumerate(contents):
-        for _, lines in split_documents(data, layout):
-            ids, counts = tokenizer.encode([line.decode() for line in lines])
-            sentences = [part.tolist() for part in np.split(ids, np.cumsum(counts)[:-1]) if len(part)]
-            if sentences:
-                expected.append((index, sentences))
-    found = []
-    for block in range(corpus.num_blocks(block_bytes)):
-        encoded = encode_block(corpus, block, block_bytes, tokenizer.encoder, heldout=0)
-        arrays = encoded.kept.arrays()
-        for index, (start, stop) in enumerate(itertools.pairwise(arrays.document_offsets.tolist())):
-            inner = [offset for offset in arrays.sentence_offsets.tolist() if start <= offset <= stop]
-            sentences = [arrays.tokens[a:b].tolist() for a, b in itertools.pairwise(inner)]
-            found.append((int(arrays.document_source[index]), sentences))
-    assert found == expected
-
-
-@pytest.mark.parametrize("long_line", [False, True])
-def test_pieces_do_not_change_the_result(tmp_path: Path, tokenizer: Tokenizer, monkeypatch, long_line: bool) -> None:
-    import preprocess.building.encoding as block_encoding
-
-    text = "the token. masking 中文\nrunning cat\n\n" * 50 + "the cat, " * 200 + "x" * 500 + "\n"
-    corpus = corpus_of(tmp_path, [(text.encode(), SENTENCE_PER_LINE)])
-    whole = encode_block(corpus, 0, 1 << 20, tokenizer.encoder, heldout=0).kept.arrays()
-    monkeypatch.setattr(block_encoding, "PIECE_BYTES", 64)
-    monkeypatch.setattr(block_encoding, "LONG_LINE_BYTES", 100 if long_line else 1 << 20)
-    seen: list[int] = []
-    pieces = encode_block(corpus, 0, 1 << 20, tokenizer.encoder, 0, seen.append).kept.arrays()
-    assert sum(seen) == len(text.encode())
-    assert len(seen) > (60 if long_line else 20)
-    for first, second in zip(whole, pieces, strict=True):
-        assert first.tolist() == second.tolist()
-
-
-def test_dropped_things_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    text = "the cat\n\u3000\n\u200b\n\n\u3000\n\u3000\n\nthe dog\n"
-    corpus = corpus_of(tmp_path, [(text.encode(), SENTENCE_PER_LINE)])
-    encoded = encode_block(corpus, 0, 1 << 20, tokenizer.encoder, heldout=0)
-    assert encoded.kept.counts()[:2] == (2, 2)
-    assert encoded.dropped == {"documents_without_tokens": 1, "sentences_without_tokens": 4}
-
-
-def test_held_out_documents_follow_their_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    documents = [f"the token number {'abcdefghij'[n % 10] * (1 + n // 10)}" for n in range(400)]
-    data = "\n\n".join([*documents, *documents]).encode()
-    corpus = corpus_of(tmp_path, [(data, SENTENCE_PER_LINE), (data.replace(b"\n", b"\r\n"), SENTENCE_PER_LINE)])
-    encoded = encode_block(corpus, 0, 1 << 20, tokenizer.encoder, heldout=0.2)
-    held, kept = encoded.heldout.counts(), encoded.kept.counts()
-    assert held[0] + kept[0] == 1600
-    assert held[0] % 4 == 0  # every copy goes the same way
-    assert 0.12 < held[0] / 1600 < 0.28
-    held_documents = {
-        encoded.heldout.arrays().tokens[a:b].tobytes()
-        for a, b in itertools.pairwise(encoded.heldout.arrays().document_offsets)
-    }
-    kept_arrays = encoded.kept.arrays()
-    kept_documents = {kept_arrays.tokens[a:b].tobytes() for a, b in itertools.pairwise(kept_arrays.document_offsets)}
-    assert not held_documents & kept_documents
+def documents(corpus: Corpus, drops: Drops | None = None, block_bytes: int = 1 << 20) -> list[Document]:
+    """Return all documents."""
+    reader = BlockReader(corpus, block_bytes, drops)
+    return [item for block in range(corpus.num_blocks(block_bytes)) for item in reader.documents(block, bytes)]
 
 
 def test_inputs_are_found_in_order(tmp_path: Path) -> None:
     for name in ("b/2.txt", "b/10.txt", "b/sub/1.txt", "b/Z.txt", "b/.hidden", "b/.git/x", "a.txt", "c.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}\n\nmore\n")
-    corpus, reports = open_corpus([str(tmp_path / name) for name in ("b", "*.txt", "a.txt", "b/")])
+    corpus, reports = opened(*(tmp_path / name for name in ("b", "*.txt", "a.txt", "b/")))
     assert corpus.source_names == ("b", tmp_path.name, "a", "b-2")
     in_b = ["10.txt", "2.txt", "Z.txt", "sub/1.txt"]
     assert [file.name for file in corpus.files] == [*in_b, "a.txt", "c.txt", "a.txt", *in_b]
     assert [file.source for file in corpus.files] == [0, 0, 0, 0, 1, 1, 2, 3, 3, 3, 3]
     assert corpus.files[-1].start + corpus.files[-1].num_bytes == corpus.num_bytes
     assert reports
+    assert pickle.loads(pickle.dumps(corpus)) == corpus
+    assert json.loads(json.dumps(corpus.description()))["sources"][1]["files"][0]["name"] == "a.txt"
+
+
+def test_sources_have_names(tmp_path: Path) -> None:
+    for name in ("x.txt", "books.txt.gz", "odd=name.txt"):
+        (tmp_path / name).write_bytes(gzip.compress(b"text\n") if name.endswith("gz") else b"text\n")
+    corpus, _ = opened(f"wiki={tmp_path}/x.txt", tmp_path / "books.txt.gz", tmp_path / "x.txt", tmp_path)
+    assert corpus.source_names == ("wiki", "books", "x", tmp_path.name)
+    assert [item.source for item in documents(corpus)] == [0, 1, 2, 3, 3, 3]
+    os.chdir(tmp_path)
+    assert opened("odd=name.txt")[0].source_names == ("odd=name",)  # a path that exists is no name
+    assert opened("odd=*.txt")[0].source_names == (tmp_path.name,)
+    assert opened("x=books.txt.gz", "x.txt")[0].source_names == ("x", "x-2")
+
+
+def test_source_names_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("text\n")
+    with pytest.raises(ValueError, match=r"two sources have the name 'a': --corpus a=.*x.txt and --corpus a=.*; give"):
+        opened(f"a={tmp_path}/x.txt", f"a={tmp_path}")
+    with pytest.raises(ValueError, match=r"the source's name 'a b' may have letters, digits, '.', '_' and '-' only"):
+        opened(f"a b={tmp_path}/x.txt")
+    with pytest.raises(ValueError, match=r"--corpus a=: a path is missing behind a="):
+        opened("a=")
+    with pytest.raises(ValueError, match=r"--corpus names standard input \(-\) twice"):
+        opened("-", "b=-")
+
+
+def test_settings_of_single_sources(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    (tmp_path / "b.txt").write_text('{"body": "four"}\n')
+    corpus, _ = opened(
+        f"a={tmp_path}/a.txt",
+        f"b={tmp_path}/b.txt",
+        layout=("auto", "a=document_per_file"),
+        text_field=("b=body",),
+    )
+    assert [file.layout for file in corpus.files] == ["document_per_file", "jsonl"]
+    assert [item.text for item in documents(corpus)] == ["one two\nthree", "four"]
+    with pytest.raises(ValueError, match=r"layout is 'c=jsonl', and there is no source 'c'; sources: a, b"):
+        opened(f"a={tmp_path}/a.txt", f"b={tmp_path}/b.txt", layout=("c=jsonl",))
 
 
 @pytest.mark.parametrize(
-    ("text", "layout", "told"),
+    ("settings", "message"),
     [
-        ("one\ntwo\n\nthree\n", SENTENCE_PER_LINE, "2 documents, 3 lines (sentences), 1.5 lines per document"),
-        (
-            "one\r\ntwo\r\n \t\r\nthree\r\n",
-            SENTENCE_PER_LINE,
-            "2 documents, 3 lines (sentences), 1.5 lines per document",
-        ),
-        ("one\ntwo\nthree\n\n\n", DOCUMENT_PER_LINE, "3 documents, 3 lines (sentences), 1.0 lines per document"),
-        ("one\n" * 50_000 + "\none", DOCUMENT_PER_LINE, "50,001 documents, 50,001 lines (sentences)"),
-        ("one\n" * 500 + "\n" + "one\n" * 500, SENTENCE_PER_LINE, "500.0 lines per document"),
-        ("one\n" * 501 + "\n" + "one\n" * 501, DOCUMENT_PER_LINE, "1,002 documents"),
-        ("a single line", DOCUMENT_PER_LINE, "1 documents, 1 lines (sentences)"),
+        ({"arguments": []}, r"corpus is \[\]: a list of at least one file"),
+        ({"arguments": "text"}, "corpus is 'text': a list"),
+        ({"layout": ("lines",)}, "layout is 'lines'; allowed: auto, sentence_per_line, .*or NAME=LAYOUT"),
+        ({"layout": ("a=lines",)}, "layout is 'a=lines'; allowed: "),
+        ({"text_field": ("a=",)}, "text_field is 'a=': a field's name"),
+        ({"invalid_utf8": "ignore"}, "invalid_utf8 is 'ignore'; allowed: error, drop, replace"),
+        ({"max_expansion": 0}, "max_expansion is 0: needs 1 or more"),
     ],
 )
-def test_layouts_are_detected(tmp_path: Path, text: str, layout: str, told: str) -> None:
-    path = tmp_path / "x.txt"
-    path.write_bytes(text.encode())
-    corpus, reports = open_corpus([str(path)])
-    assert corpus.files[0].layout == layout
-    assert told in reports[0]
-    assert f"{len(text.encode()):,} bytes, {layout} (detected)" in reports[0]
-
-
-def test_a_stray_blank_line_is_told(tmp_path: Path) -> None:
-    """One blank line in a file of a document per line does not make two documents of it."""
-    path = tmp_path / "x.txt"
-    path.write_text("one document\n" * 9750 + "\n" + "one document\n" * 9750)
-    corpus, reports = open_corpus([str(path)])
-    assert corpus.files[0].layout == DOCUMENT_PER_LINE
-    assert "19,500 documents" in reports[0]
-    assert len(reports) == 2
-    assert "note: blank lines were taken as accidents in" in reports[1]
-    assert "blocks of 9,750.0 lines on average" in reports[1] and "--layout sentence_per_line makes" in reports[1]
-    assert len(open_corpus([str(path)], DOCUMENT_PER_LINE)[1]) == 1  # the user knows
-    (tmp_path / "y.txt").write_text("one document\n" * 9000 + "\n\none document\n")
-    assert f"in 2 files, such as {path}: " in open_corpus([str(tmp_path)])[1][-1]
-
-
-def test_chapters_are_documents(shared_data: Path) -> None:
-    """Chapters of Chinese histories, 238 sentences each on average."""
-    corpus, reports = open_corpus([str(shared_data / "raw_zh_modern_histories" / "modern.txt")])
-    assert corpus.files[0].layout == SENTENCE_PER_LINE
-    assert len(reports) == 1
-
-
-def test_many_files_are_summed_up(tmp_path: Path) -> None:
-    for number in range(30):
-        (tmp_path / f"{number}.txt").write_text("one\ntwo\n\nthree\n" if number % 3 else "one\ntwo\n")
-    _, reports = open_corpus([str(tmp_path)])
-    assert len(reports) == 2
-    assert reports[0].startswith(
-        "20 files: 300 bytes, sentence_per_line (detected): 40 documents, 60 lines (sentences)"
-    )
-    assert reports[1].startswith("10 files: 80 bytes, document_per_line (detected): 20 documents, 20 lines (sentences)")
-
-
-def test_layout_that_contradicts_the_file(tmp_path: Path) -> None:
-    lines = tmp_path / "lines.txt"
-    lines.write_text("one\n" * 3000)
-    with pytest.raises(ValueError, match=r"sentence_per_line does not fit .*lines.txt.*3,000 lines.*no blank line"):
-        open_corpus([str(lines)], SENTENCE_PER_LINE)
-    blocks = tmp_path / "blocks.txt"
-    blocks.write_text("one\ntwo\nthree\n\n" * 100)
-    with pytest.raises(ValueError, match=r"document_per_line does not fit .*100 blocks of 3.0 lines.*remove the blank"):
-        open_corpus([str(blocks)], DOCUMENT_PER_LINE)
-    one = tmp_path / "one.txt"
-    one.write_text("one\ntwo\n")
-    assert open_corpus([str(one)], SENTENCE_PER_LINE)[0].files[0].layout == SENTENCE_PER_LINE
-    one.write_text("one\n" * 9000 + "\n" + "one\n" * 9000)  # a blank line by accident: the user knows
-    assert open_corpus([str(one)], DOCUMENT_PER_LINE)[0].files[0].layout == DOCUMENT_PER_LINE
+def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_inputs(CorpusSettings(**({"arguments": ["x"]} | settings)), Path("x"))  # type: ignore[arg-type]
 
 
 def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no such file or folder: .*nowhere.txt"):
-        open_corpus([str(tmp_path / "nowhere.txt")])
+        opened(tmp_path / "nowhere.txt")
     with pytest.raises(ValueError, match=r"no file matches the pattern .*\*\.md"):
-        open_corpus([str(tmp_path / "*.md")])
+        opened(tmp_path / "*.md")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"the folder .*folder holds no file"):
-        open_corpus([str(tmp_path / "folder")])
+        opened(tmp_path / "folder")
     (tmp_path / "empty.txt").write_text(" \n\n")
     with pytest.raises(ValueError, match=r"the corpus is empty: no text in .*empty.txt"):
-        open_corpus([str(tmp_path / "empty.txt")])
+        opened(tmp_path / "empty.txt")
+    (tmp_path / "empty.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(ValueError, match=r"the corpus is empty: no text in .*empty.gz"):
+        opened(tmp_path / "empty.gz")
     (tmp_path / "broken.txt").symlink_to(tmp_path / "gone.txt")
     with pytest.raises(ValueError, match=r"cannot read .*broken.txt: No such file"):
-        open_corpus([str(tmp_path)])
+        opened(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r"cannot read .*pipe: it is no ordinary file"):
-        open_corpus([str(tmp_path / "pipe")])
+        opened(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
-def test_old_macintosh_line_ends_are_refused(tmp_path: Path, layout: str) -> None:
-    path = tmp_path / "x.txt"
-    path.write_bytes(b"one\rtwo\r\rthree\r" * 5)
-    message = r"x.txt has the line ends of old Macintosh files: .*first 75 bytes.*: tr '\\r' '\\n' < .*x.txt > NEW_FILE"
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_that_may_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("text\n")
+    (tmp_path / "x.txt").chmod(0)
+    with pytest.raises(ValueError, match=r"cannot read .*x.txt: Permission denied"):
+        opened(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"PK\x03\x04...", r"x is a zip archive: unpack it first \(`unzip`\)"),
+        (b"7z\xbc\xaf\x27\x1c", "x is a 7z archive"),
+        (b"Rar!\x1a\x07", "x is a rar archive"),
+        (b"\x04\x22\x4d\x18", r"x is a lz4 file: unpack it first \(`lz4 -d`\)"),
+        (b"\x1f\x9d\x90", r"x is a compress \(.Z\) file"),
+        (bytes(257) + b"ustar\0", r"x is a tar archive: unpack it \(`tar xf`\) and give the folder"),
+        (gzip.compress(b"a" * 257 + b"ustar  \0"), "x is a tar archive"),
+        ("text\n".encode("utf-16"), "x is UTF-16: convert it: iconv -f UTF-16 -t UTF-8"),
+        (b"one\rtwo\0", r"x is not text: NUL byte at offset 7 \(line 1\)"),
+        (b"one\n\ntwo\0\n", r"x is not text: NUL byte at offset 8 \(line 3\)"),
+        (gzip.compress(b"one\ntwo\0\n"), r"x is not text: NUL byte at offset 7 \(line 2\)"),
+        (gzip.compress(b"text\n" * 99)[:-9], "x is cut off: its gzip data ends in the middle"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "x").write_bytes(data)
     with pytest.raises(ValueError, match=message):
-        open_corpus([str(path)], layout)
-    path.write_bytes(b"one\r" * (1 << 19) + b"\n")
-    with pytest.raises(ValueError, match="first 1,048,576 bytes"):
-        open_corpus([str(path)], layout)
-    path.write_bytes(b"one\rtwo\r\n")
-    assert open_corpus([str(path)], layout)[0].num_bytes == 9
+        opened(tmp_path / "x")
 
 
-def test_a_binary_file_is_refused_at_once(tmp_path: Path) -> None:
-    (tmp_path / "x.bin").write_bytes(b"one\rtwo\0")
-    with pytest.raises(ValueError, match=r"x.bin is not text: NUL byte at offset 7 \(line 1\)"):
-        open_corpus([str(tmp_path)])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_binary_text_behind_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: type[bytes]) -> None:
+    monkeypatch.setattr(survey, "SAMPLE_BYTES", 8)
+    (tmp_path / "x").write_bytes(pack(MARK + b"one\ntwo\nthree\nfo\0r\n"))
+    corpus, _ = opened(tmp_path / "x")
+    for block_bytes in (3, 100):
+        with pytest.raises(ValueError, match=r"x is not text: NUL byte at offset 19 \(line 4\)"):
+            documents(corpus, block_bytes=block_bytes)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (MARK + b"one \r\n\ntw\xff\n", r"byte 0xff at offset 12 \(line 3\)"),
+        (b"one\n\ncut \xe4\xb8", r"byte 0xe4 at offset 9 \(line 3\)"),
+        (b"one  \r\ntwo\xc0\nx\n", r"byte 0xc0 at offset 10 \(line 2\)"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["sentence_per_line", "document_per_line", "document_per_file"])
+def test_text_that_is_not_utf8(tmp_path: Path, pack: type[bytes], data: bytes, place: str, layout: str) -> None:
+    (tmp_path / "x").write_bytes(pack(data))
+    corpus, _ = opened(tmp_path / "x", layout=layout)
+    message = rf"x is not UTF-8: {place}; convert it.*iconv.*or give --invalid_utf8 drop .*or --invalid_utf8 replace"
+    for block_bytes in (3, 1 << 20):
+        with pytest.raises(ValueError, match=message):
+            documents(corpus, block_bytes=block_bytes)
+
+
+def test_invalid_utf8_dropped_or_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"one\nt\xffwo \n\nthree\n\n\xfe\n")
+    drops = Drops(io.StringIO())
+    corpus, _ = opened(tmp_path / "x", invalid_utf8="drop")
+    assert [item.text for item in documents(corpus, drops)] == ["three"]
+    assert drops.counts == {"documents_invalid_utf8": 2}
+    written = [json.loads(line) for line in drops.aside.getvalue().splitlines()]  # type: ignore[union-attr]
+    assert written[1] == {
+        "reason": "documents_invalid_utf8",
+        "file": str(tmp_path / "x"),
+        "offset": 18,
+        "text": "\ufffd\n",
+    }
+    corpus, _ = opened(tmp_path / "x", invalid_utf8="replace")
+    reader = BlockReader(corpus, 100, drops)
+    assert [item.text for item in reader.documents(0)] == ["one\nt\ufffdwo", "three", "\ufffd"]
+    assert reader.num_replaced == 2
+    assert sum(drops.counts.values()) == 2
+
+
+def test_documents_without_text(tmp_path: Path) -> None:
+    """White space beyond ASCII is text for the blocks, and no document."""
+    (tmp_path / "x").write_text("one\n\n\u3000\n\u3000\n\ntwo\n\u3000\n")
+    drops = Drops()
+    corpus, _ = opened(tmp_path / "x")
+    assert [item.text for item in documents(corpus, drops)] == ["one", "two"]
+    assert drops.counts == {"documents_without_text": 1}
 
 
 def test_linked_folders_are_read(tmp_path: Path) -> None:
@@ -297,37 +222,99 @@ def test_linked_folders_are_read(tmp_path: Path) -> None:
     (tmp_path / "data" / "x.txt").write_text("text\n")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "link").symlink_to(tmp_path / "data")
-    corpus, _ = open_corpus([str(tmp_path / "corpus")])
+    corpus, _ = opened(tmp_path / "corpus")
     assert [file.name for file in corpus.files] == ["link/x.txt"]
     (tmp_path / "data" / "back").symlink_to(tmp_path / "corpus")
     with pytest.raises(ValueError, match=r"is reached twice under .*corpus: symbolic links lead back"):
-        open_corpus([str(tmp_path / "corpus")])
+        opened(tmp_path / "corpus")
 
 
 def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
-    path.write_text("one\n")
-    corpus, _ = open_corpus([str(path)])
+    path.write_text("one\n" * 100)
+    corpus, _ = opened(path)
+    reader = BlockReader(corpus, 100)
+    assert list(reader.documents(0))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"x.txt was written to after it was looked at: it changes while it is read"):
+        list(reader.documents(1))
     path.write_text("one\ntwo\n")
-    with pytest.raises(ValueError, match=r"x.txt had 4 bytes and now has 8: it changes while it is read"):
-        list(corpus.block(0, 100))
+    with pytest.raises(ValueError, match=r"x.txt had 400 bytes and now has 8: it changes while it is read"):
+        list(BlockReader(corpus, 100).documents(0))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*x.txt: No such file or directory; it was there before"):
+        list(BlockReader(corpus, 100).documents(0))
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"one\n\ntwo\0\n", r"x.txt is not text: NUL byte at offset 8 \(line 3\)"),
-        (MARK + b"one\n\ntw\xff\n", r"x.txt is not UTF-8: byte 0xff at offset 10 \(line 3\); convert it.*iconv"),
-        (b"\x1f\x8b\x08\xff", r"is not UTF-8.*this is a gzip file: unpack it first"),
-        ("one\n".encode("utf-16"), r"NUL byte at offset 3 .*looks like UTF-16"),
-        (b"one\n\ncut \xe4\xb8", r"is not UTF-8: byte 0xe4 at offset 9 \(line 3\)"),
-    ],
-)
-@pytest.mark.parametrize("block_bytes", [3, 1 << 20])
-def test_text_that_is_none(tmp_path: Path, tokenizer: Tokenizer, data: bytes, message: str, block_bytes: int) -> None:
-    corpus = corpus_of(tmp_path, [(b"the first file\n\nhas two\n", SENTENCE_PER_LINE), (data, SENTENCE_PER_LINE)])
-    (tmp_path / "1.txt").rename(tmp_path / "x.txt")
-    files = (corpus.files[0], InputFile(**{**vars(corpus.files[1]), "path": str(tmp_path / "x.txt")}))
+def test_a_file_that_grows_while_a_block_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("one\n" * 100)
+    corpus, _ = opened(path)
+    reading = BlockReader(corpus, 1000).documents(0)
+    next(reading)
+    with open(path, "a") as file:
+        file.write("two\n")
+    with pytest.raises(ValueError, match=r"x.txt had 400 bytes and now has 404"):
+        list(reading)
+
+
+def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"one\ntwo\n\nthree\n\n" * 9
+    for data in (text, gzip.compress(text)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        settings = CorpusSettings(arguments=["piped=-"])
+        corpus, reports = open_inputs(settings, tmp_path / "new" / "spool")
+        assert (tmp_path / "new" / "spool" / "stdin").read_bytes() == data
+        assert corpus.source_names == ("piped",)
+        assert corpus.files[0].name == "stdin"
+        assert len(documents(corpus)) == 18
+        assert "18 documents, 27 lines" in reports[0]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert open_inputs(CorpusSettings(arguments=["-"]), tmp_path)[0].source_names == ("stdin",)
+
+
+def test_a_terminal_is_no_input(tmp_path: Path) -> None:
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    with pytest.raises(ValueError, match="reads standard input, which is a terminal; pipe a text"):
+        spool_standard_input(tmp_path, Terminal())
+
+
+def test_no_space_for_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def __init__(self, path: Path, mode: str) -> None:
+            path.touch()
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *given: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def write(self, data: bytes) -> None:
+            pass
+
+    monkeypatch.setattr(spooling, "open", Full, raising=False)
+    message = r"No space left on device: standard input is kept in .* more than 5 bytes have come, and [\d,]+ are free"
+    with pytest.raises(OSError, match=message):
+        spool_standard_input(tmp_path, io.BytesIO(b"text\n"))
+    assert not (tmp_path / "stdin").exists()
+
+
+def test_files_are_surveyed_by_workers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "SAMPLE_BYTES", 100)
+    monkeypatch.setattr(survey, "ALONE_BYTES", 0)
+    for number in range(3):
+        (tmp_path / f"{number}.gz").write_bytes(gzip.compress(b"some text\n" * (100 + number)))
+    corpus, _ = open_inputs(CorpusSettings(arguments=[str(tmp_path)]), tmp_path, num_workers=2)
+    assert [file.num_bytes for file in corpus.files] == [1000, 1010, 1020]
+
+
+def test_a_file_too_large_to_be_a_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "MAX_DOCUMENT_BYTES", 100)
+    (tmp_path / "x.txt").write_text("text\n" * 100)
+    message = r"x.txt would be one document of 500 bytes, and at most 100 are possible: split the file, or give another"
     with pytest.raises(ValueError, match=message):
-        for block in range(corpus.num_blocks(block_bytes)):
-            encode_block(Corpus(corpus.source_names, files), block, block_bytes, tokenizer.encoder, heldout=0)
+        opened(tmp_path / "x.txt", layout="document_per_file")
