@@ -183,17 +183,27 @@ def _duplicates_of_range(files: list[tuple[int, Path]], begins: Slices, ends: Sl
     used = np.flatnonzero(begins < ends)
     parts = [_read_slice(files[file][1], int(begins[file]), int(ends[file])) for file in used]
     first, second, index = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(first, kind="stable")  # records of equal digests stay in input order
-    equal = first[order[1:]] == first[order[:-1]]
-    candidates = order[np.concatenate([equal, [False]]) | np.concatenate([[False], equal])]
-    candidates = candidates[np.lexsort((candidates, second[candidates], first[candidates]))]
-    same = (first[candidates[1:]] == first[candidates[:-1]]) & (second[candidates[1:]] == second[candidates[:-1]])
-    duplicates = np.sort(candidates[1:][same])  # positions in the parts, which are in the order of the blocks
+    duplicates = np.sort(_later_of_equals(first, second))  # positions in the parts, which are in the order of blocks
     part_ends = np.cumsum([len(part[0]) for part in parts])
     bounds = np.searchsorted(duplicates, [0, *part_ends])
     for file, begin, end in zip(used, bounds[:-1], bounds[1:], strict=True):
         if begin < end:
             yield files[file][0], index[duplicates[begin:end]]
+
+
+def _later_of_equals(first: np.ndarray, second: np.ndarray) -> npt.NDArray[np.int64]:
+    """Return the positions of all records that equal an earlier one."""
+    order = np.argsort(first, kind="stable")
+    sorted_first = first[order]
+    equal = sorted_first[1:] == sorted_first[:-1]
+    later, earlier = order[1:][equal], order[:-1][equal]
+    if np.array_equal(second[later], second[earlier]):
+        return later
+    # Different texts with equal first halves: all that share a first half, sorted by both halves.
+    candidates = np.unique(np.concatenate([later, earlier]))
+    candidates = candidates[np.lexsort((second[candidates], first[candidates]))]  # stable, too
+    same = (first[candidates[1:]] == first[candidates[:-1]]) & (second[candidates[1:]] == second[candidates[:-1]])
+    return candidates[1:][same]
 
 
 def _duplicates_of_one_value(files: list[tuple[int, Path]], begins: Slices, ends: Slices, limit: int) -> Found:
