@@ -31,11 +31,11 @@ HAN_CHARACTER = re.compile(f"[{HAN}\u3001\u3002\uff01\uff1f]")
 HAN_CLOSING = re.compile(f"\0(?:([{CLOSING}]+)|(?=[，、；：,;:。！？!?…]))")
 GOES_ON_HAN = re.compile("[，、；：,;:。！？!?…]")
 # ! ? . are ends in Chinese text too, … only where a quotation ends
-ASCII_HAN_END = re.compile(f"[!?]+(?=[{CLOSING}]*\\s*[{HAN}“「『（《])|(?<=[{HAN}])\\.+(?=[{CLOSING}]*\\s)")
+ASCII_HAN_END = re.compile(f"(?<![!?])[!?]++(?=[{CLOSING}]*\\s*[{HAN}“「『（《])|(?<=[{HAN}])\\.++(?=[{CLOSING}]*\\s)")
 SPEECH = re.compile("[^，。！？：；、\\s“”「」]{0,7}[说道问答喊叫嚷笑想][着了]?[，。：！]")  # as in “…！”他笑道：
-LATIN_END = re.compile("[.!?][^\\w\\s]*\\s")
+LATIN_END = re.compile("[.!?][^\\w\\s]{0,9}\\s")
 WRAPPED = re.compile("\n[a-zß-öø-ÿ]")
-MARK_IN_WHITE_SPACE = re.compile("\\s[\\s\0]*\0[\\s\0]*|\0[\\s\0]*")
+WHITE_SPACE = re.compile("[\\s\0]++")
 CLOSING_BEHIND_MARK = re.compile("\0([_*”’»)\\]]+)(?=[\\s\0]|$)")
 BAD_ENDS = frozenset(["", *filter(str.isspace, map(chr, range(0x3001)))])  # of a sentence: no text, or white space
 END_WITHIN = re.compile("[.!?…][\"”’')]* +[\"“‘'(]?[A-ZÀ-ÖØ-Þ]")
@@ -170,27 +170,23 @@ def _marked_alike(line: str, marked: str) -> str:
 def _mark_latin(line: str) -> str:
     """Mark sentences by sentencex; what it would not give back whole stays one sentence."""
     if len(line) > WINDOW:
-        return MARK.join(_windows(line))
+        return _mark_windows(line)
     sentences = sentencex.segment("en", line)
     marked = MARK.join(sentences)
     return marked if len(marked) == len(line) + len(sentences) - 1 else line
 
 
-def _windows(line: str) -> list[str]:
-    """Cut a long line in time linear in its length: the last sentence of a window begins the next window."""
-    sentences = [""]
+def _mark_windows(line: str) -> str:
+    """Mark a long line in time linear in its length: the last sentence of a window begins the next window."""
+    marked = []
     begin = 0
     while begin < len(line):
-        window = line[begin : begin + WINDOW]
-        found = _mark_latin(window).split(MARK)
-        at_end = begin + WINDOW >= len(line)
-        whole = found if at_end or len(found) == 1 else found[:-1]
-        sentences[-1] += whole[0]
-        sentences += whole[1:]
-        if len(found) > 1:
-            sentences.append("")
+        found = _mark_latin(line[begin : begin + WINDOW]).split(MARK)
+        is_last = begin + WINDOW >= len(line)
+        whole = found if is_last or len(found) == 1 else [*found[:-1], ""]
+        marked.append(MARK.join(whole))
         begin += sum(map(len, whole))
-    return sentences
+    return "".join(marked)
 
 
 def _cut_at_marks(text: str, marked: str) -> list[str]:
@@ -201,8 +197,13 @@ def _cut_at_marks(text: str, marked: str) -> list[str]:
     sentences = marked.replace(" \0", "\0 ").replace(" \0", "\0 ").split(MARK)  # one or two spaces, as nearly always
     if BAD_ENDS.isdisjoint({sentence[-1:] for sentence in sentences}):
         return sentences
-    marked = MARK_IN_WHITE_SPACE.sub(lambda found: MARK + found[0].replace(MARK, ""), marked)
+    marked = WHITE_SPACE.sub(_mark_in_front, marked)
     return marked.strip(MARK).split(MARK)
+
+
+def _mark_in_front(found: re.Match[str]) -> str:
+    white_space = found[0].replace(MARK, "")
+    return found[0] if len(white_space) == len(found[0]) else MARK + white_space
 
 
 def _cut_quotations(paragraph: str, sentences: list[str]) -> list[str]:
@@ -242,7 +243,7 @@ def _cut_quotation(sentence: str) -> list[str]:
         found = BEHIND_END.match(sentence, end + len(part.rstrip()))
         end += len(part)
         cut = found.end() if found else end
-        is_between_words = WORD.search(sentence, cuts[-1], cut) and WORD.search(sentence, cut)
+        is_between_words = WORD.search(sentence, cuts[-1], cut) and WORD.search(sentence, cut, cut + LONG_QUOTATION)
         if is_between_words and not GOES_ON.match(sentence, cut):
             cuts.append(cut)
     return [sentence[begin:end] for begin, end in pairwise([*cuts, len(sentence)])]

@@ -173,6 +173,19 @@ def test_long_lines(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(given_lengths) < 3 * len(text)
 
 
+@pytest.mark.parametrize("run", ["!", "\t", ")", '"', "”", ".", "…", "。", " ", "\n", "_", "“. ", "! '", "\0", "。”"])
+def test_runs_take_linear_time(run: str) -> None:
+    """With quadratic time in a rule this takes minutes."""
+    for text in (f"中。x{run * 200_000}x", f"Yes. No! {run * 200_000}x", f"x\ny。\u3000{run * 200_000}。中"):
+        check_whole(text, sentences_of(text))
+
+
+def test_line_of_many_megabytes() -> None:
+    for unit in ("word word ", "A sentence. "):
+        text = (unit * 4_000_000).strip()
+        assert len(sentences_of(text)) == text.count(".") + (text[-1] != ".")
+
+
 def test_windows_change_little() -> None:
     words = random.Random(0)
     line = " ".join(
