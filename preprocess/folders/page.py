@@ -53,9 +53,10 @@ def render_page(manifest: Manifest, survey: Survey, sections: Sequence[Section])
     """Return the page; whatever comes from the corpus or the manifest is escaped."""
     plots = draw_plots(manifest, survey)
     name = escape(manifest.folder.resolve().name)
-    body = [f"<h1>{name}</h1>", *(f'<p class="soft">{escape(line)}</p>' for line in sections[0].lines[:4])]
-    body.append(_numbers(manifest))
-    body += [f"<p>{escape(line)}</p>" for line in sections[0].lines[5:]]
+    about = [escape(line) for line in sections[0].lines]
+    body = [f"<h1>{name}</h1>", *(f'<p class="soft">{line}</p>' for line in about[:4])]
+    body.append(_numbers(manifest))  # which about[4] says in words
+    body += [f"<p>{line}</p>" for line in about[5:]]
     for section in sections[1:]:
         body.append(_section(section, plots.get(section.plot, "")))
     return (

@@ -35,6 +35,12 @@ SETTINGS = {
     "xtick.color": TEXT,
     "ytick.color": TEXT,
 }
+LABELS = {
+    "document_tokens": "histogram of tokens per document",
+    "sentence_tokens": "histogram of tokens per sentence",
+    "ranks": "how often the most frequent tokens occur, by rank",
+    "sources": "tokens of each source",
+}
 SIZE = (7.4, 2.9)  # inches
 BINS_PER_OCTAVE = 4
 MAX_RANK_POINTS = 400
@@ -77,9 +83,8 @@ def _for_page(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(
-        r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg role="img" \1 xmlns:xlink="http://www.w3.org/1999/xlink">', svg
-    )
+    tag = rf'<svg role="img" aria-label="{LABELS[name]}" \1 xmlns:xlink="http://www.w3.org/1999/xlink">'
+    svg = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', tag, svg)
     svg = svg.replace("'DejaVu Sans'", "system-ui")
     for stand_in, colour in COLOURS.items():
         svg = svg.replace(stand_in, colour)

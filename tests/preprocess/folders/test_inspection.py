@@ -19,6 +19,7 @@ from preprocess.folders.samples import draw_documents, printable, show_words
 from preprocess.manifest import read_manifest, write_manifest
 from preprocess.shards import OPTIONAL, write_shard
 from preprocess.tokenizer import Tokenizer
+from preprocess.tokenizer.training import TYPES, TrainingSettings, train
 from tests.preprocess.folders.shard_documents import Doc, make_arrays, random_docs
 
 Make = Callable[..., Path]
@@ -150,6 +151,19 @@ def test_tokens_of_parts_of_characters_are_shown_together() -> None:
     assert show_words(ids, starts, ByteTokenizer(), {}) == "n·é 中 x"  # type: ignore[arg-type]
     assert show_words(ids[:-3], starts[:-3], ByteTokenizer(), {}) == "n·é \ufffd"  # type: ignore[arg-type]
     assert show_words([65, 66], np.array([False, False]), ByteTokenizer(), {1: "|"}) == "A | B"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_samples_can_be_read_with_every_type_of_tokenizer(kind: str, repository: Path) -> None:
+    """Without the marks between words and pieces, the text is there again."""
+    texts = ["It was a truth, universally acknowledged", "国破山河在城春草木深"]
+    english = (repository / "examples" / "corpus" / "en_northanger_abbey.txt").read_text(encoding="utf-8")[:40_000]
+    corpus = [*english.split("\n"), *(texts + texts[0].split()) * 3]
+    tokenizer = train(corpus, TrainingSettings(type=kind, vocab_size=700))
+    ids, counts = tokenizer.encode(texts)
+    shown = show_words(ids.tolist(), ~tokenizer.continuation[ids], tokenizer, {int(counts[0]): "|"})
+    plain = shown.replace("·", "").replace(" ", "")
+    assert plain in ("|".join(texts).replace(" ", ""), "|".join(texts).replace(" ", "").lower())
 
 
 def test_nothing_in_the_text_reaches_the_terminal_as_a_command() -> None:
