@@ -23,7 +23,7 @@ COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 
 MAGIC_WORD = re.compile(r"__[A-Z]{3,}__")
 QUOTES = re.compile("'{2,5}")
-LEFT_BRACES = re.compile(r"\{\{[^{}]{0,2000}\}\}|\{\{\{?|\}\}\}?|\[\[(?:[^\[\]|]{0,200}\|)?|\]\]|\{\||\|\}")
+LEFT_BRACES = re.compile(r"\{\{[^{}]{0,2000}\}\}|\{\{\{?|\}\}\}?|\[\[(?:[^\[\]{}|\n]{0,200}\|)?|\]\]|\{\||\|\}")
 LEFT_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 TABLE_LINE = re.compile(r"^[ \t]*[|!].*$", re.MULTILINE)
 LIST_MARK = re.compile(r"^[ \t]*[*#:;]+[ \t]*", re.MULTILINE)
