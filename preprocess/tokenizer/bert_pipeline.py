@@ -73,6 +73,8 @@ class WordPiece(Pipeline):
         self.normalization = normalization
         self.prefix = prefix
         self.max_word_length = max_word_length
+        if normalization.clean_text and (prefix, max_word_length) == (PREFIX, MAX_WORD_LENGTH):
+            self.transformers_class = "BertTokenizer"  # which knows no other settings than these
 
     def backend(self, vocabulary: Vocabulary, hidden: bool) -> tokenizers.Tokenizer:
         """Return the library's tokenizer."""

@@ -56,6 +56,7 @@ class Pipeline(ABC):
     prefix: str = ""
     keeps_whitespace: bool = False
     trims_offsets: bool = False
+    transformers_class: str = "PreTrainedTokenizerFast"
     files: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json")
 
     @abstractmethod
@@ -116,17 +117,16 @@ def first_characters(starts: IntArray, ends: IntArray, visible: IntArray) -> Int
     """Return the first visible character of each token, -1 where it has none or an earlier token has it.
 
     Args:
-        starts, ends: [T] where tokens begin and end; ``starts`` ascends.
+        starts, ends: [T] where tokens begin and end.
         visible: where the visible characters begin, ascending, in the same unit.
     """
     if not len(visible):
         return np.full(len(starts), -1, np.int64)
-    index = np.minimum(np.searchsorted(visible, starts), len(visible) - 1)
-    position = visible[index]
-    position = np.where((position >= starts) & (position < ends), position, -1)
-    before = np.full(len(position), -1, np.int64)
-    before[1:] = np.maximum.accumulate(position)[:-1]
-    return np.where(position > before, position, -1)
+    starts = starts.copy()
+    if len(starts):
+        starts[1:] = np.maximum(starts[1:], np.maximum.accumulate(ends)[:-1])  # tokens of one character overlap
+    position = visible[np.minimum(np.searchsorted(visible, starts), len(visible) - 1)]
+    return np.where((position >= starts) & (position < ends), position, -1)
 
 
 def flat_ids(rows: Sequence[Sequence[int]], dtype: npt.DTypeLike) -> tuple[np.ndarray, IntArray]:

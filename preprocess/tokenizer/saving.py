@@ -90,14 +90,14 @@ def _config(pipeline: Pipeline, vocabulary: Vocabulary, template: str) -> dict[s
     """Settings for transformers; naming the class makes it right beside the config of any architecture.
 
     transformers' BertTokenizer puts its own template over that of tokenizer.json, so only the files of a WordPiece for
-    BERT name it. GPT-2 would add the embeddings of token_type_ids to those of the tokens, so its files do not list
-    them.
+    BERT, with the settings that it knows, name it. GPT-2 would add the embeddings of token_type_ids to those of the
+    tokens, so its files do not list them.
     """
     is_bert = template == BERT
     ids = vocabulary.special_ids
     stands_in = [role for role in ("bos", "eos") if ids.get(role) == ids.get(FALLBACK_ROLES[role])]
     return {
-        "tokenizer_class": "BertTokenizer" if is_bert and pipeline.type == "wordpiece" else "PreTrainedTokenizerFast",
+        "tokenizer_class": pipeline.transformers_class if is_bert else Pipeline.transformers_class,
         **pipeline.config(),
         "model_input_names": ["input_ids", *(["token_type_ids"] if is_bert else []), "attention_mask"],
         **{

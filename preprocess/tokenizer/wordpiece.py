@@ -23,7 +23,6 @@ from preprocess.tokenizer.pipeline import (
     Encoder,
     batches,
     flat_ids,
-    is_visible,
     text_begins,
     to_code_points,
 )
@@ -109,28 +108,30 @@ class EncodedText:
         code_points: [C] uint32, the text.
         positions: [E] code point at which each isolated character or span begins, ascending.
         ends: [E + 1] number of ids before event e; the last is T.
+        removed: [NUM_CODE_POINTS] whether normalisation removes a code point.
     """
 
     ids: np.ndarray
     code_points: npt.NDArray[np.uint32]
     positions: IntArray
     ends: IntArray
+    removed: npt.NDArray[np.bool_]
 
     def tokens_before(self, boundaries: IntArray) -> IntArray:
         """Return how many ids come from code points before each boundary; a boundary must not cut a span."""
         return self.ends[np.searchsorted(self.positions, boundaries)]
 
     def first_tokens(self, begin: int = 0) -> IntArray:
-        """Return ``begin`` + the first visible code point of each isolated character or span at its first token [T].
+        """Return ``begin`` + the first code point of each isolated character or span at its first token [T].
 
-        It is -1 at the other tokens. A span may begin with U+0085, which is white space and removed.
+        It is -1 at the other tokens. What normalisation removes does not count.
         """
         found = np.full(len(self.ids), -1, np.int64)
         has_tokens = np.diff(self.ends) > 0
         positions = self.positions[has_tokens]
-        hidden = ~is_visible(self.code_points[positions])
+        hidden = self.removed[self.code_points[positions]]
         if hidden.any():
-            visible = np.flatnonzero(is_visible(self.code_points))
+            visible = np.flatnonzero(~self.removed[self.code_points])
             positions[hidden] = visible[np.searchsorted(visible, positions[hidden])]
         found[self.ends[:-1][has_tokens]] = positions + begin
         return found
@@ -147,6 +148,7 @@ class WordPieceEncoder(Encoder):
         self.backend = backend
         self.dtype = np.dtype(dtype)
         self.classes = np.full(NUM_CODE_POINTS, UNKNOWN, np.uint8)
+        self.removed = np.zeros(NUM_CODE_POINTS, np.bool_)
         self.isolated_ids = np.zeros(NUM_CODE_POINTS, self.dtype)
         self.spans = SpanCache(backend, dtype)
 
@@ -197,7 +199,7 @@ class WordPieceEncoder(Encoder):
         isolated = np.flatnonzero(~is_span)
         ids[ends[isolated]] = self.isolated_ids[code_points[positions[isolated]]]
         self._copy_spans(ids, ends[:-1][is_span], rows)
-        return EncodedText(ids, code_points, positions, ends)
+        return EncodedText(ids, code_points, positions, ends, self.removed)
 
     def classify(self, text: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
         """Return the code points [C] of a text and their classes [C]: SEPARATOR, ISOLATED or WORD."""
@@ -214,6 +216,7 @@ class WordPieceEncoder(Encoder):
         for point in code_points.tolist():
             kind = self._probe_one(chr(point))
             self.classes[point] = kind
+            self.removed[point] = self.backend.normalizer.normalize_str(f"a{chr(point)}a") == "aa"
             if kind == ISOLATED:
                 isolated.append(point)
         encodings = self.backend.encode_batch_fast(list(map(chr, isolated)), add_special_tokens=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -10,57 +9,11 @@ import pytest
 import tokenizers
 
 import preprocess.tokenizer.wordpiece as wordpiece
-from preprocess.tokenizer import load_tokenizer
-from preprocess.tokenizer.bert_pipeline import Normalization, build_backend
+from preprocess.tokenizer import Tokenizer, load_tokenizer
+from preprocess.tokenizer.bert_pipeline import Normalization, WordPiece, build_backend
 from preprocess.tokenizer.vocabulary import read_vocabulary
 from preprocess.tokenizer.wordpiece import WordPieceEncoder
-
-LAST_CODE_POINT = 0x32000
-SAMPLES = [
-    "",
-    " ",
-    "naïve café Ångström ﬁne ΜΟΥΣΑΣ İstanbul ß STRASSE Straße",
-    "😀👩‍👩‍👧‍👦🏽 emoji🎉text",
-    "ctrl\x00a\x01b\x02\x0b\x0cx\x1c\x1d\x1e\x1f\x7f\x85y",
-    "\ufeffmark zero\u200bwidth\u200cjoin\u200dx soft\u00adhyphen \u2060\ufffd\ufffe",
-    "ＦＵＬＬ　ｗｉｄｔｈ１２３，。！？（）",
-    "𠀀𠀁𪛖𫜴𫝀𬺡𰀀𱍐㐀㐁ext 豈更車賈龜契金喇",
-    "あいうえおカタカナｶﾀｶﾅ 한국어 텍스트 각",
-    "a" * 99 + " " + "b" * 100 + " " + "c" * 101 + " " + "unaffable" * 12,
-    "混合mixed文字text中英文123abc，。T恤卡拉OK",
-    "[CLS] [MASK] [SEP]mask[PAD][UNK]",
-    "http://www.example.com/a?b=c&d=e#f 3.14 1,000,000 10% $5.00 don't ``it''",
-    "e\u0301\u0327\u0301a\u0300 \u0301lone 中\u0301文 ,\u0301. \u0338= ≠ ≮ \u037e \u1fef \u0387",
-    "العربية हिन्दी ไทย Ελληνικά Русский עברית",
-    "\u00a0nb\u00a0sp\u2003em\u2028ls\u2029ps\u202fnn\u205fmm\u3000id\u1680og",
-    "\ue000\ue001 private \U000f0000 \U0010ffff \u0378 \u2fff",
-    "\U0001d165\U0001d16d\u302e\u302f 가\u302e x\u20dd y\u0488 z\u1ab0 ͅ ᾳ ΐ i̇İıI",
-    "\t tab\ttab \r\n line\nline\n\n",
-]
-
-
-def adversarial_lines(vocabulary: list[str], num_mixes: int = 600) -> list[str]:
-    """Return odd samples, random mixes of them, and every code point below U+32000 between letters."""
-    generator = random.Random(7)
-    points = [point for point in range(1, LAST_CODE_POINT) if not 0xD800 <= point <= 0xDFFF]
-    lines = list(SAMPLES)
-    for _ in range(num_mixes):
-        pieces = []
-        for _ in range(generator.randint(1, 25)):
-            kind = generator.random()
-            if kind < 0.4:
-                pieces.append(generator.choice(vocabulary).removeprefix("##"))
-            elif kind < 0.7:
-                pieces.append("".join(map(chr, generator.choices(points, k=3))))
-            elif kind < 0.8:
-                pieces.append(generator.choice(SAMPLES))
-            else:
-                pieces.append(generator.choice([" ", "  ", "\t", ",", ".", "\u3000", "\u0301", "-", "中"]))
-        lines.append("".join(pieces))
-    for first in range(0, len(points), 64):
-        characters = list(map(chr, points[first : first + 64]))
-        lines += ["a".join(characters), "中".join(characters) + "".join(generator.sample(characters, 20))]
-    return lines
+from tests.preprocess.tokenizer.odd_texts import check_positions, odd_lines, offsets, real_lines
 
 
 def reference(backend: tokenizers.Tokenizer, texts: list[str]) -> tuple[list[int], list[int]]:
@@ -75,7 +28,7 @@ def test_equals_tokenizers_on_adversarial_text(shared_data: Path, name: str, low
     vocabulary = read_vocabulary(shared_data / "vocab" / name)
     ids = {token: index for index, token in enumerate(vocabulary)}
     backend = build_backend(ids, "[UNK]", Normalization(lowercase=lowercase))
-    lines = adversarial_lines(vocabulary)
+    lines = odd_lines(vocabulary)
     found, counts = WordPieceEncoder(backend, np.uint16).encode(lines)
     expected_ids, expected_counts = reference(backend, lines)
     assert counts.tolist() == expected_counts
@@ -95,7 +48,7 @@ def test_equals_tokenizers_on_adversarial_text(shared_data: Path, name: str, low
 def test_equals_tokenizers_for_other_normalizations(shared_data: Path, normalization: Normalization) -> None:
     vocabulary = read_vocabulary(shared_data / "vocab" / "google_zh_vocab.txt")
     backend = build_backend({token: index for index, token in enumerate(vocabulary)}, "[UNK]", normalization)
-    lines = adversarial_lines(vocabulary, num_mixes=200)
+    lines = odd_lines(vocabulary, num_mixes=200)
     found, counts = WordPieceEncoder(backend, np.uint16).encode(lines)
     expected_ids, expected_counts = reference(backend, lines)
     assert counts.tolist() == expected_counts
@@ -126,9 +79,23 @@ def test_equals_transformers_on_real_text(
         assert ids.tolist() == [token for line in expected for token in line]
 
 
+def test_offsets_and_positions(shared_data: Path, tokenizer: Tokenizer) -> None:
+    chinese = load_tokenizer(shared_data / "vocab" / "google_zh_vocab.txt")
+    backend = chinese.encoder.backend
+    lines = odd_lines(list(chinese.tokens), 100)[:400] + real_lines(shared_data, 10_000)
+    for line in lines:
+        assert offsets(chinese, line) == backend.encode(line, add_special_tokens=False).offsets
+    check_positions(chinese, lines, one_each=False)
+    ids, counts, positions = tokenizer.encode_with_positions(["Masking 中文,", "", " \x85tokening"])
+    tokens = [tokenizer.tokens[index] for index in ids]
+    assert tokens == ["mask", "##ing", "中", "文", ",", "token", "##ing"]
+    assert positions.tolist() == [0, -1, 8, 9, 10, 15, -1]
+    assert counts.tolist() == [5, 0, 2]
+
+
 def test_bounded_cache_changes_nothing(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = tokenizer.encoder.backend
-    lines = adversarial_lines(list(tokenizer.tokens), num_mixes=300)
+    lines = odd_lines(list(tokenizer.tokens), num_mixes=300)
     expected = reference(backend, lines)
     monkeypatch.setattr(wordpiece, "MAX_CACHED_SPANS", 50)
     monkeypatch.setattr(wordpiece, "MAX_CACHED_SPAN_LENGTH", 4)
@@ -158,12 +125,10 @@ def test_nothing_to_encode(tokenizer) -> None:
 
 
 def test_large_vocabularies_have_32_bit_ids() -> None:
-    from preprocess.tokenizer import Tokenizer
-
     tokens = ["[UNK]", *(f"[unused{index}]" for index in range(70_000)), "last"]
-    large = Tokenizer(tokens, {"unk": "[UNK]"}, Normalization())
+    large = Tokenizer(tokens, {"unk": "[UNK]"}, WordPiece(Normalization()))
     ids, _ = large.encode(["last 中"])
     assert ids.dtype == np.uint32
     assert ids.tolist() == [70_001, 0]
-    assert Tokenizer(tokens[:65_535], {"unk": "[UNK]"}, Normalization()).dtype == np.uint16
-    assert Tokenizer(tokens[:65_536], {"unk": "[UNK]"}, Normalization()).dtype == np.uint32
+    assert Tokenizer(tokens[:65_535], {"unk": "[UNK]"}, WordPiece(Normalization())).dtype == np.uint16
+    assert Tokenizer(tokens[:65_536], {"unk": "[UNK]"}, WordPiece(Normalization())).dtype == np.uint32
