@@ -45,7 +45,13 @@ def inspect_folder(
             raise ValueError(f"--html {html}: give the name of a file in a folder that exists")
     manifest = read_manifest(folder)
     own = Path(folder) / TOKENIZER_FOLDER  # a heldout/ folder uses the one beside it
-    tokenizer = load_tokenizer(own if own.is_dir() else Path(folder).resolve().parent / TOKENIZER_FOLDER)
+    tokenizer_folder = own if own.is_dir() else Path(folder).resolve().parent / TOKENIZER_FOLDER
+    tokenizer = load_tokenizer(tokenizer_folder)
+    if tokenizer.digest != manifest.tokenizer["digest"]:
+        raise ValueError(
+            f"{tokenizer_folder} is not the tokenizer that {folder} was made with; "
+            "`python -m preprocess verify` tells which files are wrong"
+        )
     survey = take_survey(manifest, tokenizer, num_workers)
     samples = read_samples(manifest, tokenizer, draw_documents(manifest, num_samples, seed))
     sections = list(describe(manifest, tokenizer, survey, samples))

@@ -18,7 +18,7 @@ from preprocess.folders.inspection import inspect_folder, pad, width
 from preprocess.folders.samples import draw_documents, printable, show_words
 from preprocess.manifest import read_manifest, write_manifest
 from preprocess.shards import OPTIONAL, write_shard
-from preprocess.tokenizer import Tokenizer
+from preprocess.tokenizer import Tokenizer, load_tokenizer
 from preprocess.tokenizer.training import TYPES, TrainingSettings, train
 from tests.preprocess.folders.shard_documents import Doc, make_arrays, random_docs
 
@@ -198,6 +198,14 @@ def test_shards_that_contradict_the_manifest(make_folder: Make, change: Callable
     manifest.shards[0] = write_shard(folder / manifest.shards[0].file, arrays, "0" * 64)
     write_manifest(manifest, folder)
     with pytest.raises(ValueError, match=rf"shard-00000.h5 has .*{message}"):
+        list(inspect_folder(folder))
+
+
+def test_another_tokenizer(make_folder: Make, tmp_path: Path, vocabulary_file: Path) -> None:
+    folder = make_folder("s", random_docs(1, 9, ["a"]))
+    (tmp_path / "v.txt").write_text(vocabulary_file.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
+    load_tokenizer(tmp_path / "v.txt").save(folder / "tokenizer")
+    with pytest.raises(ValueError, match=r"tokenizer is not the tokenizer that .* was made with; .*verify"):
         list(inspect_folder(folder))
 
 
