@@ -75,7 +75,7 @@ def script_share(text: str) -> tuple[str, float]:
     Raises:
         ValueError: for another form, an unknown script or a share that is not above 0 and at most 1.
     """
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     script, separator, number = text.partition(":")
     try:

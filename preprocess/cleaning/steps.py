@@ -172,7 +172,7 @@ def _too_little_of(script: str, share: float) -> Callable[[Document], bool]:
 @functools.cache
 def _code_points_of(pattern: str) -> npt.NDArray[np.bool_]:
     """Return which code points [0x110000] a character class of the ``regex`` library has."""
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     characters = "".join(map(chr, [*range(0xD800), *range(0xE000, NUM_CODE_POINTS)]))
     found = "".join(regex.findall(f"{pattern}+", characters, flags=regex.V1))
