@@ -23,6 +23,7 @@ from preprocess.corpus.shape import (
     is_double_spaced,
     is_json_lines,
     is_labels,
+    is_prose,
     looks_like_one_json,
 )
 from preprocess.corpus.text_errors import check_no_nul
@@ -50,6 +51,7 @@ class LayoutReport:
         text_field: field of the text, in the layouts that have fields.
         labels: the labels of a labelled file.
         compression: of the whole file, or "".
+        is_prose: whether its lines may be the paragraphs of one document; False if the layout was given.
     """
 
     path: str
@@ -64,6 +66,7 @@ class LayoutReport:
     text_field: str = ""
     labels: frozenset[str] = frozenset()
     compression: str = ""
+    is_prose: bool = False
 
     @property
     def num_documents(self) -> int:
@@ -109,7 +112,9 @@ def detect_layout(path: str, sample: bytes, whole: bool, layout: str = "auto") -
         num_tabs=common_tabs(shape),
     )
     if layout == "auto":
-        report = replace(report, layout=_detect(path, report, shape))
+        layout = _detect(path, report, shape)
+        is_text = layout in (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)
+        report = replace(report, layout=layout, is_prose=is_text and whole and is_prose(shape))
     else:
         _check_given(path, layout, shape)
     if report.layout == MEDIAWIKI:

@@ -8,6 +8,7 @@ from preprocess.corpus.detection import MAX_LINES_PER_DOCUMENT, LayoutReport
 from preprocess.corpus.layouts import (
     ALL_LAYOUTS,
     DOCUMENT_PER_FILE,
+    DOCUMENT_PER_LINE,
     FIELD_LAYOUTS,
     LABELLED_TSV,
     MEDIAWIKI,
@@ -66,7 +67,10 @@ def _counts(reports: Sequence[LayoutReport]) -> str:
     if layout == DOCUMENT_PER_FILE:
         taken = f"taken as {num_documents:,} document{'s' if num_documents > 1 else ''} of "
         paragraphs = f"{num_blocks:,} paragraphs, {num_lines:,} lines"
-        return f"{taken}{paragraphs}; --layout {SENTENCE_PER_LINE} would make {num_blocks:,} documents"
+        other, number = SENTENCE_PER_LINE, num_blocks
+        if num_blocks == num_documents:
+            other, number = DOCUMENT_PER_LINE, num_lines
+        return f"{taken}{paragraphs}; --layout {other} would make {number:,} documents"
     if layout in FIELD_LAYOUTS:
         return f"{documents}, text in the field {reports[0].text_field!r}"
     if layout == MEDIAWIKI:

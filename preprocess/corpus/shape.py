@@ -14,6 +14,7 @@ JUDGED_LINES = 20_000
 JSON_LINES = 10
 MIN_ROWS = 3
 MIN_BLOCKS = 8
+MAX_PARAGRAPHS = 200
 SAME_TABS = 0.98  # share of the lines
 MAX_LABELS = 1000
 MAX_LABEL_LENGTH = 40
@@ -136,3 +137,10 @@ def is_double_spaced(shape: Shape) -> bool:
     if len(blocks) < MIN_BLOCKS or shape.num_lines > 1.1 * shape.num_blocks:
         return False
     return 2 * sum(SENTENCE_BREAK.search(block[0]) is not None for block in blocks) > len(blocks)
+
+
+def is_prose(shape: Shape) -> bool:
+    """Whether there are few lines, and many of them several sentences long: paragraphs of one document, as it seems."""
+    rows = shape.rows
+    several = sum(SENTENCE_BREAK.search(row) is not None for row in rows)
+    return 0 < len(rows) <= MAX_PARAGRAPHS and 10 * several >= 3 * len(rows)

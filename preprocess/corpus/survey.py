@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ READ_BYTES = 1 << 20
 PROGRESS_BYTES = 4 << 20
 ALONE_BYTES = 16 << 20  # so little is looked through by this process
 MAX_LABELS = 1 << 16
+MIN_DOCUMENT_FILES = 8
 TAR_OFFSET = 257
 ARCHIVES = {
     b"PK\x03\x04": ("zip archive", "`unzip`"),
@@ -76,6 +78,7 @@ def survey_files(
             found = run_blocks(job, range(len(long)), num_workers if total > ALONE_BYTES else 1, advance)
         for index, survey in zip(long, found, strict=True):
             surveys[index] = survey
+    surveys = _as_documents(surveys)
     for survey in surveys:
         if survey.file.layout == DOCUMENT_PER_FILE and survey.file.num_bytes > MAX_DOCUMENT_BYTES:
             raise ValueError(
@@ -83,6 +86,30 @@ def survey_files(
                 f"{MAX_DOCUMENT_BYTES:,} are possible: {way_out(DOCUMENT_PER_FILE)}"
             )
     return surveys
+
+
+def _as_documents(surveys: list[Surveyed]) -> list[Surveyed]:
+    """Take the files of a folder of documents for one document each.
+
+    A source is one if it has MIN_DOCUMENT_FILES files or more and most of them are a few paragraphs of prose.
+    """
+    num_files = Counter(survey.file.source for survey in surveys)
+    num_prose = Counter(survey.file.source for survey in surveys if survey.report.is_prose)
+    chosen = {
+        source
+        for source, number in num_files.items()
+        if number >= MIN_DOCUMENT_FILES and 2 * num_prose[source] > number
+    }
+    return [
+        replace(
+            survey,
+            file=replace(survey.file, layout=DOCUMENT_PER_FILE),
+            report=replace(survey.report, layout=DOCUMENT_PER_FILE),
+        )
+        if survey.file.source in chosen and survey.report.is_prose
+        else survey
+        for survey in surveys
+    ]
 
 
 @dataclass(frozen=True)

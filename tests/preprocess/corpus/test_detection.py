@@ -81,6 +81,23 @@ def test_a_book_is_one_document(tmp_path: Path, chapter: str, width: int | None)
     assert "sentence_per_line (given): 55 documents" in reports[0]
 
 
+@pytest.mark.parametrize("between", ["\n", "\n\n"])
+def test_a_folder_of_documents(tmp_path: Path, between: str) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text(between.join([f"Title {number}", *[PARAGRAPH] * (2 + number)]))
+    corpus, reports = opened(tmp_path)
+    assert {file.layout for file in corpus.files} == {"document_per_file"}
+    assert reports[0].startswith(f"{tmp_path}/0.txt: ") and len(reports) == 9
+    found = list(BlockReader(corpus, 1 << 20).documents(0))
+    assert [item.text.split("\n")[0] for item in found] == [f"Title {number}" for number in range(9)]
+    (tmp_path / "8.txt").unlink()
+    (tmp_path / "7.txt").unlink()
+    assert {file.layout for file in opened(tmp_path)[0].files} != {"document_per_file"}  # too few to be sure
+    for number in range(7, 20):
+        (tmp_path / f"{number}.txt").write_text(between.join([PARAGRAPH] * 3))
+    assert "taken as 20 documents of " in opened(tmp_path)[1][0]
+
+
 def test_real_books_are_one_document_each(shared_data: Path) -> None:
     books = sorted((shared_data / "raw_en_classics").glob("*_*.md"))
     corpus, _ = open_inputs(CorpusSettings(arguments=[str(path) for path in books]), Path("/nowhere"))

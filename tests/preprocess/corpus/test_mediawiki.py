@@ -147,9 +147,7 @@ def test_a_real_dump() -> None:
     assert drops.counts == {"documents_redirects": 99, "documents_outside_main_namespace": 1}
     text = "\n".join(item.text for item in found)
     assert 2_800_000 < len(text) < 3_200_000
-    residue = (
-        r"\[\[|\]\]|\{\{|\}\}|\|\}|\{\||\|thumb|thumb\||==|''|</?(?:ref|br|div|span|sup)\b|__[A-Z]+__|\( *\)"
-    )
+    residue = r"\[\[|\]\]|\{\{|\}\}|\|\}|\{\||\|thumb|thumb\||==|''|</?(?:ref|br|div|span|sup)\b|__[A-Z]+__|\( *\)"
     assert re.findall(residue, text) == []
     assert "Anarchism is a political philosophy that advocates self-governed societies" in text
 
