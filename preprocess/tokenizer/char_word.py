@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,11 +11,22 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from preprocess.tokenizer.bert_pipeline import Normalization
-from preprocess.tokenizer.pipeline import Encoder, Pipeline, vocabulary_file
+from preprocess.tokenizer.pipeline import Encoder, IntArray, Pipeline, vocabulary_file
 from preprocess.tokenizer.roles import Vocabulary
+from preprocess.tokenizer.wordpiece import WORD as SPAN
 from preprocess.tokenizer.wordpiece import WordPieceEncoder
 
 CHARACTER, WORD = "char", "word"
+
+
+class CharacterEncoder(WordPieceEncoder):
+    """Each character is a token; those that normalisation takes apart (Hangul without accents) are spans."""
+
+    def encode_with_positions(self, texts: Sequence[str]) -> tuple[np.ndarray, IntArray, IntArray]:
+        """Return ids, counts and positions; by offsets where a text has spans."""
+        if (self.classify("\n".join(texts))[1] == SPAN).any():
+            return Encoder.encode_with_positions(self, texts)
+        return super().encode_with_positions(texts)
 
 
 class WholeTokens(Pipeline):
@@ -45,7 +57,8 @@ class WholeTokens(Pipeline):
 
     def encoder(self, vocabulary: Vocabulary, dtype: np.dtype) -> Encoder:
         """Return the fast encoder."""
-        return WordPieceEncoder(self.backend(vocabulary, hidden=True), dtype)
+        kind = CharacterEncoder if self.type == CHARACTER else WordPieceEncoder
+        return kind(self.backend(vocabulary, hidden=True), dtype)
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings."""

@@ -61,6 +61,7 @@ class LibraryPipeline(Pipeline):
         Raises:
             ValueError: naming ``path`` if it cannot.
         """
+        _check_unknown(data.get("model") or {}, path)
         plain = {**data, "truncation": None, "padding": None, "post_processor": None}
         try:
             read = tokenizers.Tokenizer.from_str(json.dumps(plain))
@@ -136,6 +137,13 @@ class LibraryPipeline(Pipeline):
         if any(token.startswith("▁") for token in tokens):
             return [metaspace_continues(token) for token in tokens]
         return super().continuation(tokens)
+
+
+def _check_unknown(model: dict[str, Any], path: Path | str) -> None:
+    """Refuse lists of words or pieces that have no token for anything else: the library fails on such text."""
+    unknown = model.get("unk_token")
+    if model.get("type") in ("WordPiece", "WordLevel") and unknown not in (model.get("vocab") or ()):
+        raise ValueError(f"{path}: its vocabulary lacks the unknown token {unknown}")
 
 
 def _trims_offsets(post_processor: Any) -> bool:

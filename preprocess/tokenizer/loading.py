@@ -264,8 +264,6 @@ def _from_tokenizer_json(path: Path, data: dict[str, Any], settings: dict[str, A
         unknown = model["vocab"][model["unk_id"]][0]
     if unknown:
         roles["unk"] = unknown
-    if model["type"] in ("WordPiece", "WordLevel") and unknown not in vocabulary:
-        raise ValueError(f"{path}: its vocabulary lacks the unknown token {unknown}")
     notes = []
     if model.get("dropout"):
         notes.append(f"{path} drops merges at random ({model['dropout']}); here all are applied")

@@ -95,6 +95,7 @@ def _config(pipeline: Pipeline, vocabulary: Vocabulary, template: str) -> dict[s
     """
     is_bert = template == BERT
     ids = vocabulary.special_ids
+    extra = [vocabulary.tokens[index] for index in sorted(vocabulary.special - set(ids.values()))]
     stands_in = [role for role in ("bos", "eos") if ids.get(role) == ids.get(FALLBACK_ROLES[role])]
     return {
         "tokenizer_class": pipeline.transformers_class if is_bert else Pipeline.transformers_class,
@@ -105,4 +106,5 @@ def _config(pipeline: Pipeline, vocabulary: Vocabulary, template: str) -> dict[s
             for role, index in ids.items()
             if not is_bert or role not in stands_in
         },
+        **({"additional_special_tokens": extra} if extra else {}),
     }
