@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.config.train import BatchShape
 from engine.data.batch import PackedBatch
 from engine.data.rows import RowReader
 from engine.objectives.base import PretrainingObjective
 
 PREFETCHED_STEPS = 2
+WORD_ROWS = 100  # rows looked at to tell whether word boundaries are known
 
 
 class BatchSource(Protocol):
@@ -41,6 +45,19 @@ class RowSource:
     def batch(self, positions: range) -> PackedBatch:
         """The rows at positions of the endless stream of shuffled epochs."""
         return self._objective.collate(self._reader.in_order(positions))
+
+    def knows_words(self, continuation: NDArray[np.bool_]) -> bool:
+        """Whether any token of the first rows continues a word: by the stored word starts, else by its id.
+
+        Args:
+            continuation: [vocab_size], tokens that continue the word before them.
+        """
+        for index in range(min(self.num_samples, WORD_ROWS)):
+            for piece in self._reader.row(index).pieces:
+                starts = ~continuation[piece.tokens] if piece.word_starts is None else piece.word_starts
+                if not starts[1:].all():
+                    return True
+        return False
 
     def held_out(self, samples: range) -> PackedBatch:
         """Rows of the plan in stored order, always masked alike."""

@@ -65,6 +65,11 @@ def pretrain(config: PretrainConfig) -> RunFolder:
     source, held_out = open_rows(resolved)
     if held_out is None:
         say(f"note: {config.data.shards} holds no held-out documents: nothing is evaluated")
+    if config.masking.whole_word and not source.knows_words(resolved.tokenizer.continuation):
+        say(
+            f"note: masking.whole_word changes nothing: in {config.data.shards} every token is a word of its own; for "
+            "Chinese make the shards with --word_segmenter rjieba"
+        )
     objective = resolved.objective
 
     def evaluate_held_out(model: Model) -> dict[str, float]:
