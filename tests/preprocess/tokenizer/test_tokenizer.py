@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
-from preprocess.tokenizer import CAUSAL_TEXTS, LANGUAGE_MODEL, Tokenizer, load_tokenizer, train_wordpiece
+from preprocess.tokenizer import CAUSAL_TEXTS, LANGUAGE_MODEL, Tokenizer, load_tokenizer
+from preprocess.tokenizer.bert_pipeline import Normalization, WordPiece
+from preprocess.tokenizer.roles import ROLES
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-
-def english(shared_data: Path) -> list[str]:
-    """Return the lines of a book."""
-    return (
-        (shared_data / "raw_en_classics" / "Booth_Tarkington__Alice_Adams.md").read_text(encoding="utf-8").split("\n")
-    )
 
 
 def write_vocabulary(path: Path, tokens: list[str]) -> Path:
@@ -41,7 +36,7 @@ def test_attributes(tokenizer: Tokenizer) -> None:
 
 def test_roles_of_a_vocabulary_that_lacks_some(tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path / "vocab.txt", ["[UNK]", "[BOS]", "[EOS]", "[CLS]", "a"])
-    assert load_tokenizer(path).special_ids == {"unk": 0, "bos": 1, "eos": 2, "cls": 3}
+    assert load_tokenizer(path).special_ids == {"unk": 0, "cls": 3, "sep": 2, "bos": 1, "eos": 2}
 
 
 @pytest.mark.parametrize("architecture", [None, "bert", "gpt2"])
@@ -100,13 +95,15 @@ def test_folders_that_transformers_wrote(tmp_path: Path, shared_data: Path) -> N
 
 def test_casing_of_a_bare_vocabulary(tmp_path: Path, shared_data: Path) -> None:
     uncased = load_tokenizer(shared_data / "vocab" / "google_uncased_en_vocab.txt")
-    assert uncased.normalization.lowercase
+    assert uncased.pipeline.normalization.lowercase
     assert "no entry has upper-case letters, so text is lower-cased (--lowercase false changes" in uncased.notes[0]
     cased = load_tokenizer(write_vocabulary(tmp_path / "vocab.txt", [*SPECIAL, "a", "##B"]))
-    assert not cased.normalization.lowercase
+    assert not cased.pipeline.normalization.lowercase
     assert "entries have upper-case letters, so text is kept cased" in cased.notes[0]
-    assert load_tokenizer(tmp_path / "vocab.txt", lowercase=True).normalization.lowercase
-    assert load_tokenizer(tmp_path, lowercase=True).normalization.lowercase  # a folder with nothing but vocab.txt
+    assert load_tokenizer(tmp_path / "vocab.txt", lowercase=True).pipeline.normalization.lowercase
+    assert load_tokenizer(
+        tmp_path, lowercase=True
+    ).pipeline.normalization.lowercase  # a folder with nothing but vocab.txt
 
 
 def test_chinese_vocabulary_of_google_is_uncased(shared_data: Path) -> None:
@@ -114,7 +111,7 @@ def test_chinese_vocabulary_of_google_is_uncased(shared_data: Path) -> None:
     transformers = pytest.importorskip("transformers")
     path = shared_data / "vocab" / "google_zh_vocab.txt"
     tokenizer = load_tokenizer(path)
-    assert tokenizer.normalization.lowercase
+    assert tokenizer.pipeline.normalization.lowercase
     theirs = transformers.BertTokenizerFast(vocab=str(path))
     text = (shared_data / "raw_zh_clue_news" / "doc_per_line.txt").read_text(encoding="utf-8")
     lines = [line for line in text.split("\n") if line != line.lower()][:300]
@@ -154,7 +151,8 @@ def test_saved_for_a_causal_model(tmp_path: Path, tokenizer: Tokenizer, template
         (b"[UNK]\na\n\nb\n", r"line 3 is empty"),
         (b"\x0a\x0e\x00binary", r"is a binary file, no vocabulary"),
         (b"[UNK]\n\xff\xfe\n", r"byte 6 is not UTF-8"),
-        (b'{"model": {"type": "BPE"}}', r"is JSON, no vocabulary.*give the folder that holds it"),
+        (b'{"a": 1}', r"is JSON without a model"),
+        (b'{"model": {"type": "BPE"}}', r"the tokenizers library cannot read it"),
         (b"the\t-3.5\n", r"line 1 is 'the\\t-3.5'"),
         (b"", r"has no \[UNK\] entry among 0 lines"),
     ],
@@ -165,34 +163,64 @@ def test_files_that_are_no_vocabulary(tmp_path: Path, data: bytes, message: str)
         load_tokenizer(tmp_path / "x.txt")
 
 
-def test_sentencepiece_model_is_named(tmp_path: Path) -> None:
-    (tmp_path / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00")
-    with pytest.raises(ValueError, match="looks like a SentencePiece model, which is not supported yet"):
-        load_tokenizer(tmp_path / "spm.model")
-
-
 @pytest.mark.parametrize(
-    ("part", "value", "message"),
+    ("part", "value", "kind"),
     [
-        ("model", {"type": "BPE", "vocab": {}}, "its model is BPE, and only WordPiece is supported so far"),
-        ("normalizer", {"type": "NFC"}, "its normalizer is NFC, and only BertNormalizer"),
-        ("normalizer", None, "its normalizer is missing"),
-        ("pre_tokenizer", {"type": "ByteLevel"}, "its pre_tokenizer is ByteLevel"),
-        ("added_tokens", [{"id": 9, "content": "<x>", "special": False}], "adds the token '<x>' outside its model"),
-        ("added_tokens", [{"id": 1000, "content": "<x>", "special": True}], "do not run from 0 without gap"),
+        ("normalizer", {"type": "NFC"}, "tokenizer_json"),
+        ("normalizer", None, "tokenizer_json"),
+        ("pre_tokenizer", {"type": "WhitespaceSplit"}, "tokenizer_json"),
+        ("added_tokens", [], "wordpiece"),
     ],
 )
-def test_other_kinds_are_refused_by_name(tokenizer: Tokenizer, tmp_path: Path, part: str, value, message: str) -> None:
-    tokenizer.save(tmp_path)
+def test_other_pipelines_are_kept_as_they_are(
+    tokenizer: Tokenizer, tmp_path: Path, part: str, value, kind: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path, LANGUAGE_MODEL)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
     data[part] = value
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=message):
-        load_tokenizer(tmp_path)
+    found = load_tokenizer(tmp_path)
+    assert found.type == kind
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "the mask, masking token. é é"
+    assert found.encode([text])[0].tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_added_token_that_is_not_special(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path, LANGUAGE_MODEL)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.add_tokens(["cat mask"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(tmp_path)
+    assert found.type == "tokenizer_json"
+    assert found.tokens[-1] == "cat mask"
+    text = "the cat mask [MASK] token"
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert found.encode([text])[0].tolist() == expected
+    assert found.vocab_size - 1 in expected
+
+
+def test_pickled(tokenizer: Tokenizer) -> None:
+    copied = pickle.loads(pickle.dumps(tokenizer))
+    assert copied.digest == tokenizer.digest
+    assert copied.encode(["the mask"])[0].tolist() == tokenizer.encode(["the mask"])[0].tolist()
+
+
+def test_settings_that_bert_tokenizer_does_not_know(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    short = Tokenizer(tokenizer.tokens, ROLES, WordPiece(Normalization(), max_word_length=4))
+    short.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "the masking"
+    assert theirs(text)["input_ids"] == [2, *short.encode([text])[0].tolist(), 3]
+    assert short.encode(["masking"])[0].tolist() == [1]
 
 
 def test_places_without_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no tokenizer at .*nowhere: give a folder .*or a vocab.txt"):
+    with pytest.raises(ValueError, match=r"no tokenizer at .*nowhere: give a folder .*or vocab.txt file"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(ValueError, match=r"holds no usable tokenizer \(found merges.txt\)"):
@@ -203,57 +231,3 @@ def test_places_without_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds a JSON list, not an object"):
         load_tokenizer(tmp_path)
-
-
-def test_training(shared_data: Path) -> None:
-    lines = english(shared_data)
-    tokenizer = train_wordpiece(lines, 2000)
-    assert tokenizer.vocab_size == 2000
-    assert list(tokenizer.tokens[:5]) == SPECIAL
-    ids, _ = tokenizer.encode(lines)
-    assert (ids == tokenizer.special_ids["unk"]).mean() < 1e-3
-    assert len(ids) < 2 * sum(len(line.split()) for line in lines)
-    generator = train_wordpiece((line for line in lines), 2000)
-    assert generator.tokens == tokenizer.tokens
-
-
-TRAIN = """
-import sys
-from pathlib import Path
-from preprocess.tokenizer import train_wordpiece
-print(train_wordpiece(Path(sys.argv[1]).read_text(encoding="utf-8").split("\\n"), 3000).digest)
-"""
-
-
-def test_two_trainings_are_equal(shared_data: Path, repository: Path) -> None:
-    """In fresh processes: the hash tables of ``tokenizers`` are seeded anew in each."""
-    path = shared_data / "sample" / "en_northanger_abbey.txt"
-    command = [sys.executable, "-c", TRAIN, str(path)]
-    found = {
-        subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout for _ in range(3)
-    }
-    assert len(found) == 1
-
-
-def test_training_on_chinese(shared_data: Path) -> None:
-    lines = (shared_data / "sample" / "zh_tang300_song100.txt").read_text(encoding="utf-8").split("\n")
-    tokenizer = train_wordpiece(lines, 1000)
-    assert tokenizer.vocab_size == 1000  # the most frequent characters; the others are unknown
-    assert "人" in tokenizer.tokens and "##人" not in tokenizer.tokens
-    small = train_wordpiece(lines, 20000, min_frequency=1)
-    assert small.vocab_size < 5000
-    ids, _ = small.encode(lines)
-    assert small.special_ids["unk"] not in ids
-
-
-def test_training_cased() -> None:
-    texts = ["The CAT and the cat"] * 3
-    assert {"T", "C"} <= set(train_wordpiece(texts, 100, lowercase=False).tokens)
-    assert not {"T", "C"} & set(train_wordpiece(texts, 100, lowercase=True).tokens)
-
-
-def test_training_that_cannot_work() -> None:
-    with pytest.raises(ValueError, match="vocab_size is 5: the 5 special tokens leave no room"):
-        train_wordpiece(["text"], 5)
-    with pytest.raises(ValueError, match="no character that occurs 2 times or more"):
-        train_wordpiece(["abc", " "], 100)
