@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,9 +126,3 @@ class Corpus:
             "labels": list(self.labels),
             "invalid_utf8": self.settings.invalid_utf8,
         }
-
-    def block(self, index: int, block_bytes: int) -> Iterator[tuple[InputFile, int, bytes]]:
-        """Yield (file, offset within the file, bytes) of a block: for callers that know plain text only."""
-        from preprocess.corpus.old_inputs import plain_block
-
-        return plain_block(self, index, block_bytes)

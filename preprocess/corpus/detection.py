@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from preprocess.corpus.columns import header_layout
 from preprocess.corpus.layouts import (
-    ALL_LAYOUTS,
     BYTE_ORDER_MARK,
     DOCUMENT_PER_FILE,
     DOCUMENT_PER_LINE,
@@ -27,8 +26,6 @@ from preprocess.corpus.shape import (
     looks_like_one_json,
 )
 from preprocess.corpus.text_errors import check_no_nul
-
-LAYOUTS = ALL_LAYOUTS
 
 SAMPLE_BYTES = 4 << 20
 HEAD_BYTES = 1 << 20

@@ -13,7 +13,6 @@ from preprocess.corpus.corpus import CorpusSettings as CorpusSettings
 from preprocess.corpus.corpus import InputFile as InputFile
 from preprocess.corpus.finding import STANDARD_INPUT, expand, parse_arguments, source_names
 from preprocess.corpus.layouts import PAIRED_TSV
-from preprocess.corpus.old_inputs import open_corpus as open_plain_corpus
 from preprocess.corpus.reports import describe_layouts
 from preprocess.corpus.spooling import NAME as SPOOLED_NAME
 from preprocess.corpus.spooling import spool_standard_input
@@ -24,18 +23,6 @@ ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]
 
 
 def open_corpus(
-    settings: CorpusSettings | Sequence[str],
-    spool: Path | str = "auto",
-    num_workers: int = 1,
-    progress: ProgressBar = progress_bar,
-) -> tuple[Corpus, list[str]]:
-    """Do as ``open_inputs``; or, for callers that know plain text only, take (arguments, layout)."""
-    if isinstance(settings, CorpusSettings):
-        return open_inputs(settings, Path(spool), num_workers, progress)
-    return open_plain_corpus(settings, str(spool))
-
-
-def open_inputs(
     settings: CorpusSettings,
     spool: Path,
     num_workers: int = 1,

@@ -1,18 +1,14 @@
-"""Errors that say where in a corpus file the text is bad."""
+"""Errors that say where in a text file the text is bad."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
+from preprocess.corpus.streams import ByteStream, compression_of
+
 CHUNK_BYTES = 1 << 20
-COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-}
+HEAD_BYTES = 8
 
 
 class Readable(Protocol):
@@ -27,31 +23,30 @@ def check_no_nul(path: str, begin: int, data: bytes, line_at: Callable[[int], in
     if position >= 0:
         offset = begin + position
         line = line_at(offset) if line_at else line_number(path, offset)
-        is_wide = 4 * data.count(b"\0") > len(data)
-        hint = (" (this looks like UTF-16 or UTF-32)" if is_wide else "") if line_at else _hint(path)
         raise ValueError(
-            f"{path} is not text: NUL byte at offset {offset:,} (line {line:,}); the corpus must be UTF-8 text{hint}"
+            f"{path} is not text: NUL byte at offset {offset:,} (line {line:,}); the text must be UTF-8"
+            f"{_hint(path, data)}"
         )
 
 
-def invalid_utf8(path: str, offset: int) -> ValueError:
-    """Return the error for a byte that is not UTF-8."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        byte = file.read(1)
-    return ValueError(
-        f"{path} is not UTF-8: byte 0x{byte.hex()} at offset {offset:,} (line {line_number(path, offset):,})"
-        f"{_hint(path)}; convert it, for example with `iconv -f ENCODING -t UTF-8`, or drop bad "
-        "bytes with `iconv -c -t UTF-8`"
-    )
-
-
 def utf8_error(path: str, byte: int, offset: int, line: int) -> ValueError:
-    """Return the error for a byte that is not UTF-8, at an offset and line of the uncompressed file."""
+    """Return the error for a byte that is not UTF-8, at an offset and line of the uncompressed corpus file."""
     return ValueError(
         f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset:,} (line {line:,}); convert it, for example "
         "with `iconv -f ENCODING -t UTF-8`, or give --invalid_utf8 drop (leaves such documents out) or "
         "--invalid_utf8 replace (puts U+FFFD in place of bad bytes)"
+    )
+
+
+def invalid_utf8(path: str, offset: int) -> ValueError:
+    """Return the error for a byte of a plain file that must be UTF-8 throughout."""
+    stream = ByteStream(path)
+    byte, head = stream.read(offset, 1), stream.read(0, HEAD_BYTES)
+    stream.close()
+    return ValueError(
+        f"{path} is not UTF-8: byte 0x{byte.hex()} at offset {offset:,} (line {line_number(path, offset):,})"
+        f"{_hint(path, head)}; convert it, for example with `iconv -f ENCODING -t UTF-8`, or drop bad "
+        "bytes with `iconv -c -t UTF-8`"
     )
 
 
@@ -65,21 +60,19 @@ def line_of(stream: Readable, offset: int) -> int:
 
 
 def line_number(path: str, offset: int) -> int:
-    """Return the number, from 1, of the line that holds a byte."""
-    number = 1
-    with open(path, "rb") as file:
-        while offset > 0 and (chunk := file.read(min(CHUNK_BYTES, offset))):
-            number += chunk.count(b"\n")
-            offset -= len(chunk)
+    """Return the number, from 1, of the line that holds a byte of a plain file."""
+    stream = ByteStream(path)
+    number = line_of(stream, offset)
+    stream.close()
     return number
 
 
-def _hint(path: str) -> str:
-    with open(path, "rb") as file:
-        head = file.read(8)
-    for magic, name in COMPRESSED.items():
-        if head.startswith(magic):
-            return f" (this is a {name} file: unpack it first)"
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return " (this looks like UTF-16)"
-    return ""
+def _hint(path: str, data: bytes) -> str:
+    """Return what the bytes may be instead of UTF-8."""
+    stream = ByteStream(path)
+    head = stream.read(0, HEAD_BYTES)
+    stream.close()
+    if data.startswith(head) and (name := compression_of(head)):
+        return f" (this is a {name} file: unpack it first)"
+    is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or 4 * data.count(b"\0") > len(data)
+    return " (this looks like UTF-16)" if is_wide else ""

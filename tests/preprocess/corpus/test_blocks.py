@@ -16,7 +16,7 @@ from preprocess.cleaning.drops import Drops
 from preprocess.corpus import runs, streams
 from preprocess.corpus.blocks import BlockReader
 from preprocess.corpus.corpus import Corpus, CorpusSettings, InputFile
-from preprocess.corpus.inputs import open_inputs
+from preprocess.corpus.inputs import open_corpus
 from preprocess.corpus.layouts import DOCUMENT_PER_LINE, SENTENCE_PER_LINE
 
 MARK = b"\xef\xbb\xbf"
@@ -161,7 +161,7 @@ def test_compressed_files_give_what_plain_ones_give(tmp_path: Path, compression:
     (tmp_path / "packed.txt.x").write_bytes(COMPRESSIONS[compression](text))
     found = []
     for name in ("plain.txt", "packed.txt.x"):
-        corpus, _ = open_inputs(CorpusSettings(arguments=[str(tmp_path / name)]), tmp_path / "spool")
+        corpus, _ = open_corpus(CorpusSettings(arguments=[str(tmp_path / name)]), tmp_path / "spool")
         assert corpus.num_bytes == len(text)
         assert corpus.files[0].compression == (compression if name != "plain.txt" else "")
         reader = BlockReader(corpus, 5000, Drops())

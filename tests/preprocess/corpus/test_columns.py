@@ -11,12 +11,12 @@ from preprocess.cleaning.drops import Drops
 from preprocess.corpus import survey
 from preprocess.corpus.blocks import BlockReader
 from preprocess.corpus.document import Document
-from preprocess.corpus.inputs import CorpusSettings, open_inputs
+from preprocess.corpus.inputs import CorpusSettings, open_corpus
 
 
 def documents(path: Path, drops: Drops | None = None, **settings: object) -> list[Document]:
     """Return the documents of a file."""
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(path)], **settings), Path("/nowhere"))  # type: ignore[arg-type]
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(path)], **settings), Path("/nowhere"))  # type: ignore[arg-type]
     return list(BlockReader(corpus, 1 << 20, drops).documents(0))
 
 
@@ -86,7 +86,7 @@ def test_invalid_characters_in_json(tmp_path: Path) -> None:
 def test_labelled_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.tsv"
     path.write_bytes(b"label\ttext_a\ttext_b\r\n10\tone\ttwo\r\n9\t three \r\n\r\n9\tfour\t\r\n9\t\tfive\r\n")
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(path)]), tmp_path)
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(path)]), tmp_path)
     assert corpus.labels == ("9", "10")
     assert corpus.has_second
     drops = Drops()
@@ -97,9 +97,9 @@ def test_labelled_lines(tmp_path: Path) -> None:
 
 def test_labels_are_sorted(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("b\tx\na\ty\n10\tz\n" * 5)
-    assert open_inputs(CorpusSettings(arguments=[str(tmp_path)]), tmp_path)[0].labels == ("10", "a", "b")
+    assert open_corpus(CorpusSettings(arguments=[str(tmp_path)]), tmp_path)[0].labels == ("10", "a", "b")
     (tmp_path / "y.tsv").write_text("-1\tx\n9\ty\n10\tz\n" * 5)
-    assert open_inputs(CorpusSettings(arguments=[f"{tmp_path}/y.tsv"]), tmp_path)[0].labels == ("-1", "9", "10")
+    assert open_corpus(CorpusSettings(arguments=[f"{tmp_path}/y.tsv"]), tmp_path)[0].labels == ("-1", "9", "10")
 
 
 def test_paired_lines(tmp_path: Path) -> None:

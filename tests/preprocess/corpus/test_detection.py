@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.inputs import Corpus, CorpusSettings, open_inputs
+from preprocess.corpus.inputs import Corpus, CorpusSettings, open_corpus
 
 DOCUMENT_PER_LINE, SENTENCE_PER_LINE = "document_per_line", "sentence_per_line"
 PARAGRAPH = (
@@ -20,7 +20,7 @@ PARAGRAPH = (
 
 def opened(path: Path, layout: str = "auto") -> tuple[Corpus, list[str]]:
     """Open one file or folder."""
-    return open_inputs(CorpusSettings(arguments=[str(path)], layout=(layout,)), Path("/nowhere"))
+    return open_corpus(CorpusSettings(arguments=[str(path)], layout=(layout,)), Path("/nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_folder_of_documents(tmp_path: Path, between: str) -> None:
 
 def test_real_books_are_one_document_each(shared_data: Path) -> None:
     books = sorted((shared_data / "raw_en_classics").glob("*_*.md"))
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(path) for path in books]), Path("/nowhere"))
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(path) for path in books]), Path("/nowhere"))
     assert {file.layout for file in corpus.files} == {"document_per_file"}
 
 

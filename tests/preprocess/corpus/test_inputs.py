@@ -16,7 +16,7 @@ from preprocess.cleaning.drops import Drops
 from preprocess.corpus import spooling, streams, survey
 from preprocess.corpus.blocks import BlockReader
 from preprocess.corpus.document import Document
-from preprocess.corpus.inputs import Corpus, CorpusSettings, open_inputs
+from preprocess.corpus.inputs import Corpus, CorpusSettings, open_corpus
 from preprocess.corpus.spooling import spool_standard_input
 
 MARK = b"\xef\xbb\xbf"
@@ -26,7 +26,7 @@ def opened(*arguments: Path | str, **settings: object) -> tuple[Corpus, list[str
     """Open a corpus; a single layout may be given as text."""
     if isinstance(settings.get("layout"), str):
         settings["layout"] = (settings["layout"],)
-    return open_inputs(CorpusSettings(arguments=[str(a) for a in arguments], **settings), Path("/nowhere"))  # type: ignore[arg-type]
+    return open_corpus(CorpusSettings(arguments=[str(a) for a in arguments], **settings), Path("/nowhere"))  # type: ignore[arg-type]
 
 
 def documents(corpus: Corpus, drops: Drops | None = None, block_bytes: int = 1 << 20) -> list[Document]:
@@ -103,7 +103,7 @@ def test_settings_of_single_sources(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        open_inputs(CorpusSettings(**({"arguments": ["x"]} | settings)), Path("x"))  # type: ignore[arg-type]
+        open_corpus(CorpusSettings(**({"arguments": ["x"]} | settings)), Path("x"))  # type: ignore[arg-type]
 
 
 def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
@@ -265,14 +265,14 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for data in (text, gzip.compress(text)):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
         settings = CorpusSettings(arguments=["piped=-"])
-        corpus, reports = open_inputs(settings, tmp_path / "new" / "spool")
+        corpus, reports = open_corpus(settings, tmp_path / "new" / "spool")
         assert (tmp_path / "new" / "spool" / "stdin").read_bytes() == data
         assert corpus.source_names == ("piped",)
         assert corpus.files[0].name == "stdin"
         assert len(documents(corpus)) == 18
         assert "18 documents, 27 lines" in reports[0]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
-    assert open_inputs(CorpusSettings(arguments=["-"]), tmp_path)[0].source_names == ("stdin",)
+    assert open_corpus(CorpusSettings(arguments=["-"]), tmp_path)[0].source_names == ("stdin",)
 
 
 def test_a_terminal_is_no_input(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_files_are_surveyed_by_workers_too(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(survey, "ALONE_BYTES", 0)
     for number in range(3):
         (tmp_path / f"{number}.gz").write_bytes(gzip.compress(b"some text\n" * (100 + number)))
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(tmp_path)]), tmp_path, num_workers=2)
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(tmp_path)]), tmp_path, num_workers=2)
     assert [file.num_bytes for file in corpus.files] == [1000, 1010, 1020]
 
 

@@ -16,7 +16,7 @@ import pytest
 from preprocess.cleaning.drops import Drops
 from preprocess.corpus import runs, streams
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.inputs import CorpusSettings, open_inputs
+from preprocess.corpus.inputs import CorpusSettings, open_corpus
 
 Record = tuple[int, str, "str | None", "str | None"]  # first byte, text, second, label
 WORDS = ["one", "zwei", "três", "四", "😀", "six.", "Seven"]
@@ -128,7 +128,7 @@ def test_blocks_of_every_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     for number, (data, _) in enumerate(made):
         (tmp_path / f"{number}.bin").write_bytes(COMPRESS[compression](data))
     settings = CorpusSettings(arguments=[str(tmp_path)], layout=(layout,))
-    corpus, _ = open_inputs(settings, tmp_path / "spool")
+    corpus, _ = open_corpus(settings, tmp_path / "spool")
     assert corpus.num_bytes == sum(len(data) for data, _ in made)
     assert [file.compression for file in corpus.files] == [compression] * 2
     for block_bytes in (16, 37, 100, 555, 1 << 20):
@@ -155,7 +155,7 @@ def test_blocks_of_every_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_block_asked_for_again_after_a_break(tmp_path: Path) -> None:
     data, records = document_per_line(random.Random(1))
     (tmp_path / "x.txt").write_bytes(gzip.compress(data))
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(tmp_path / "x.txt")]), tmp_path)
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(tmp_path / "x.txt")]), tmp_path)
     reader = BlockReader(corpus, 300)
     first = next(reader.documents(1, bytes))
     assert next(reader.documents(1, bytes)) == first
@@ -169,7 +169,7 @@ def test_a_compressed_file_is_decompressed_once(
     """Also with a document that is longer than all that is kept behind the place of reading."""
     text = b"word " * 400_000 + b"\n" + b"\n".join(b"%d" % n for n in range(300_000)) + b"\n" + b"tail " * 900_000
     (tmp_path / "x.gz").write_bytes(gzip.compress(text, 1))
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(tmp_path / "x.gz")], layout=("document_per_line",)), tmp_path)
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(tmp_path / "x.gz")], layout=("document_per_line",)), tmp_path)
     made = []
     new_decoder = streams.new_decoder
     monkeypatch.setattr(streams, "WINDOW_BYTES", 1 << 16)
@@ -192,7 +192,7 @@ def test_memory_of_a_survey_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
         return data
 
     monkeypatch.setattr(streams.CompressedStream, "read", watched)
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(tmp_path / "x.gz")]), tmp_path)
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(tmp_path / "x.gz")]), tmp_path)
     assert corpus.num_bytes == 20_000_000
     assert max(kept) < 10 << 20
     assert len(kept) < 60
@@ -203,7 +203,7 @@ def test_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(runs, "CHUNK_BYTES", 512)
     path = tmp_path / "x.txt"
     path.write_bytes(b"one\ntwo\n" + b"x" * 6000 + b"\nthree\n")
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(path)], layout=("document_per_line",)), tmp_path)
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(path)], layout=("document_per_line",)), tmp_path)
     message = r"x.txt has a document of more than 5,000 bytes near offset 8 \(line 3\) as document_per_line: cut it"
     with pytest.raises(ValueError, match=message):
         list(BlockReader(corpus, 1 << 20).documents(0, bytes))
@@ -214,7 +214,7 @@ def test_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_raw_bytes_are_given_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(b"x" * (5 << 20) + b"\nend")
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(path)]), tmp_path)
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(path)]), tmp_path)
     pieces = list(BlockReader(corpus, 1 << 30).raw(0))
     assert b"".join(pieces) == path.read_bytes()
     assert max(map(len, pieces)) <= 2 << 20

@@ -12,7 +12,7 @@ import pytest
 from preprocess.cleaning.drops import Drops
 from preprocess.corpus.blocks import BlockReader
 from preprocess.corpus.document import Document
-from preprocess.corpus.inputs import CorpusSettings, open_inputs
+from preprocess.corpus.inputs import CorpusSettings, open_corpus
 from preprocess.corpus.wikitext import is_too_broken, plain_text
 
 pytest.importorskip("mwparserfromhell", reason="needs mwparserfromhell")
@@ -31,7 +31,7 @@ def page(title: str, text: str, ns: int = 0, more: str = "") -> str:
 
 def documents(path: Path, drops: Drops | None = None, **settings: object) -> list[Document]:
     """Return the documents of a dump."""
-    corpus, _ = open_inputs(CorpusSettings(arguments=[str(path)], **settings), Path("/nowhere"))  # type: ignore[arg-type]
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(path)], **settings), Path("/nowhere"))  # type: ignore[arg-type]
     assert corpus.files[0].layout == "mediawiki"
     return list(BlockReader(corpus, 1 << 30, drops).documents(0))
 

@@ -11,7 +11,7 @@ import pytest
 from preprocess.cleaning.drops import Drops
 from preprocess.corpus import parquet as reader_module
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.inputs import Corpus, CorpusSettings, open_inputs
+from preprocess.corpus.inputs import Corpus, CorpusSettings, open_corpus
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
@@ -27,7 +27,7 @@ def write(path: Path, texts: Any, row_group_size: int = 7, **options: Any) -> Pa
 
 def opened(path: Path, **settings: Any) -> tuple[Corpus, list[str]]:
     """Open a file or folder."""
-    return open_inputs(CorpusSettings(arguments=[str(path)], **settings), Path("/nowhere"))
+    return open_corpus(CorpusSettings(arguments=[str(path)], **settings), Path("/nowhere"))
 
 
 def random_texts(seed: int, number: int = 60) -> list[str | None]:
