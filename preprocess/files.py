@@ -16,10 +16,12 @@ CHUNK_BYTES = 1 << 20
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` under a temporary name, fsync, rename to ``path`` and fsync the folder.
 
+    Each call has its own temporary name, so processes that write the same file at once do not disturb each other.
+
     Raises:
         OSError: with a text that names the folder and its free space when the disk is full.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = path.with_name(f"{path.name}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
