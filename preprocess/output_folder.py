@@ -19,7 +19,8 @@ CACHE_FOLDER = ".plans"  # what training keeps beside the shards: no part of the
 WORK_FOLDER = ".work"  # what an unfinished run has done so far
 UNFINISHED_NAME = "UNFINISHED"  # there from the first write until the manifest is in place
 RECORD_PATTERN = "block-*.json"  # in the work folder: one for each block that is done
-SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
+DIGESTS_PATTERN = "digests/block-*.npy"  # in the work folder: one for each block that was compared with the others
+OUR_FILE = re.compile(rf"shard-\d{{5,}}\.h5|(shard-\d{{5,}}\.h5|{re.escape(MANIFEST_NAME)})(\.[0-9a-f]+)?\.tmp")
 
 
 def shard_name(block: int) -> str:
@@ -31,8 +32,8 @@ def shard_name(block: int) -> str:
 def claim(folder: Path, *, resume: bool = False, shared: bool = False) -> Iterator[bool]:
     """Hold ``folder`` for a run; the value is whether an unfinished run had left something there.
 
-    The mark of an unfinished run goes when no exception passes. A ValueError is a fault of the inputs: if no block is
-    done, all that was written is removed, a new folder too.
+    The mark of an unfinished run goes when no exception passes. A ValueError is a fault of the inputs: if nothing is
+    done that a later run can use, all that was written is removed, a new folder too.
 
     Args:
         resume: keep what an unfinished run has left; otherwise it is removed.
@@ -60,7 +61,7 @@ def claim(folder: Path, *, resume: bool = False, shared: bool = False) -> Iterat
         try:
             yield bool(leftovers)
         except ValueError:
-            if not shared and not any((folder / WORK_FOLDER).glob(RECORD_PATTERN)):
+            if not shared and not _has_work(folder):
                 _remove([entry for entry in folder.iterdir() if is_ours(entry.name)])
                 if is_new:
                     with contextlib.suppress(OSError):  # somebody has put something there meanwhile
@@ -71,6 +72,11 @@ def claim(folder: Path, *, resume: bool = False, shared: bool = False) -> Iterat
                 remove_temporary_files(folder)
         if not shared:
             finish(folder)
+
+
+def _has_work(folder: Path) -> bool:
+    """Whether an unfinished run has done something that took time."""
+    return any(any((folder / WORK_FOLDER).glob(pattern)) for pattern in (RECORD_PATTERN, DIGESTS_PATTERN))
 
 
 def _refuse_foreign(folder: Path, entries: Sequence[Path]) -> None:
@@ -104,10 +110,7 @@ def is_ours(name: str) -> bool:
     """Whether an entry of an unfinished folder was made by a run of ours."""
     if name in (UNFINISHED_NAME, TOKENIZER_FOLDER, HELDOUT_FOLDER, WORK_FOLDER):
         return True
-    return (
-        SHARD_NAME.fullmatch(name.removesuffix(TEMPORARY_SUFFIX)) is not None
-        or name == MANIFEST_NAME + TEMPORARY_SUFFIX
-    )
+    return OUR_FILE.fullmatch(name) is not None
 
 
 def remove_temporary_files(folder: Path) -> None:
