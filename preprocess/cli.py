@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
+import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -59,19 +62,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"error: {_describe(error)}", file=sys.stderr)
         return USER_ERROR
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        goes_on = "; the same command goes on where it was" if options.command == "shards" else ""
+        print(f"stopped{goes_on}", file=sys.stderr)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+    raise KeyboardInterrupt(number)
+
+
+def _describe(error: OSError) -> str:
+    """Return what went wrong and where; of a full disk also the way out, if the error does not tell it."""
+    text = str(error.strerror or error)
+    if error.filename:
+        text += f": {error.filename}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and text.startswith(os.strerror(error.errno)) and "free" not in text:
+        text += "; free some space, and give the same command again"
+    return text
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -131,7 +144,7 @@ def _tokenizer(options: argparse.Namespace) -> int:
 
 
 def _shards(options: argparse.Namespace) -> int:
-    build_shards(shard_settings(options))
+    build_shards(shard_settings(options), say=functools.partial(print, flush=True))
     return 0
 
 

@@ -53,7 +53,7 @@ def _messages(job: Job, blocks: Sequence[int], num_workers: int) -> Iterator[tup
     counter = context.Value("q", 0)
     workers: dict[Connection, BaseProcess] = {}
     try:
-        with _single_threaded_tokenizers():
+        with _single_threaded_tokenizers(), _interrupt_later():
             for _ in range(num_workers):
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(job, blocks, counter, sender), daemon=True)
@@ -110,9 +110,22 @@ def _single_threaded_tokenizers() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Hold Ctrl-C back: processes started meanwhile never see it, and this one sees it at the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(job: Job, blocks: Sequence[int], counter: Any, sender: Connection) -> None:
     """Body of a worker process: it ends with its parent, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where it could not be held back from the start
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         state = job.start()
