@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from preprocess.building.duplicates import mark_duplicates
 from preprocess.building.job import ShardJob
@@ -20,6 +21,7 @@ from preprocess.building.settings import ShardSettings
 from preprocess.building.work import BlockRecord, WorkFolder, digest_of_file
 from preprocess.corpus.corpus import Corpus
 from preprocess.corpus.inputs import open_corpus
+from preprocess.files import TEMPORARY_SUFFIX
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME, claim
 from preprocess.progress import progress_bar
@@ -54,7 +56,10 @@ def build_shards(settings: ShardSettings, say: Say = print) -> Manifest | None:
     if (output / MANIFEST_NAME).is_file():
         with tempfile.TemporaryDirectory(prefix="shards-") as spool:
             corpus = _open(settings, Path(spool), output, say)
-            return recognise(read_manifest(output), settings, tokenizer, corpus, say)
+            manifest = recognise(read_manifest(output), settings, tokenizer, corpus, say)
+        if settings.dropped is not None:
+            say(f"note: {settings.dropped} is written only while shards are made; it was left as it is")
+        return manifest
     with claim(output, resume=True, shared=settings.part is not None), _part_lock(settings, output):
         work = WorkFolder(output)
         work.make()
@@ -91,19 +96,39 @@ def finish_shards(folder: str, say: Say = print) -> Manifest:
 def _open(settings: ShardSettings, spool: Path, output: Path, say: Say) -> Corpus:
     corpus, reports = open_corpus(settings.corpus, spool, settings.workers)
     _check_output_apart(output, [file.path for file in corpus.files if Path(file.path).parent != spool])
+    if settings.dropped is not None:
+        _check_dropped(settings.dropped, output, settings.corpus.arguments, [file.path for file in corpus.files])
     for line in reports:
         say(line)
     return corpus
 
 
 def _agree_on_plan(settings: ShardSettings, plan: dict[str, Any], work: WorkFolder, say: Say) -> dict[str, Any]:
-    """Compare the plan with that of the unfinished run, or of the other parts, and put it in place."""
+    """Compare the plan with that of the unfinished run, or of the other parts, and put it in place.
+
+    What the change of plan makes useless goes before the new plan is there, so that no run takes it for its own.
+    """
     found = work.read_plan()
     if found is None and settings.part is not None:
         found = work.offer_plan(plan)
     if found is None:
+        _forget_all(work)
         work.write_plan(plan)
         return plan
+    changes = _compare_plans(settings, found, plan, work.output)
+    if changes:
+        say(f"note: since the run was stopped the inputs have changed: {', '.join(changes)}")
+        work.forget_digests()  # the files may be read in another way now, though their bytes are the same
+    if [found["labels"], found["has_second"]] != [plan["labels"], plan["has_second"]]:
+        say("note: all blocks are made again: the documents have other labels or second texts than before")
+        _forget_all(work)
+    if found != plan:
+        work.write_plan(plan)
+    return plan
+
+
+def _compare_plans(settings: ShardSettings, found: dict[str, Any], plan: dict[str, Any], output: Path) -> list[str]:
+    """Return how the inputs have changed since the plan ``found``; ValueError names what must not change."""
     compared = plan
     if "invalid_utf8" not in found["settings"]:  # so far no text was invalid, so what is done holds for any choice
         compared = plan | {
@@ -111,18 +136,23 @@ def _agree_on_plan(settings: ShardSettings, plan: dict[str, Any], work: WorkFold
         }
     different = [*setting_differences(found, compared), *version_differences(found, plan)]
     changes = input_differences(found, plan)
-    if changes and settings.part is not None:
-        different.append(f"the inputs have changed: {', '.join(changes)}")
+    if settings.part is not None:
+        if changes:
+            different.append(f"the inputs have changed: {', '.join(changes)}")
+        if found["dropped_file"] != plan["dropped_file"]:
+            different.append(f"dropped was {found['dropped_file'] or 'off'} and is {plan['dropped_file'] or 'off'}")
     if different:
         raise ValueError(
-            f"{work.output} holds an unfinished run made differently: {'; '.join(different)}; give the command as it "
-            f"was to go on, or delete {work.output} to start again"
+            f"{output} holds an unfinished run made differently: {'; '.join(different)}; give the command as it "
+            f"was to go on, or delete {output} to start again"
         )
-    if changes:
-        say(f"note: since the run was stopped the inputs have changed: {', '.join(changes)}")
-    if found != plan:
-        work.write_plan(plan)
-    return plan
+    return changes
+
+
+def _forget_all(work: WorkFolder) -> None:
+    for block in work.blocks_on_disk():
+        work.forget(block)
+    work.forget_digests()
 
 
 def _run(settings: ShardSettings, corpus: Corpus, tokenizer: Tokenizer, work: WorkFolder, say: Say) -> None:
@@ -141,7 +171,8 @@ def _run(settings: ShardSettings, corpus: Corpus, tokenizer: Tokenizer, work: Wo
     missing = [block for block in blocks if block not in done]
     if done:
         say(f"{work.output}: {len(done):,} of {len(blocks):,} blocks were done already")
-    num_bytes = sum(_size(corpus, settings.shard_bytes, block) for block in missing)
+    total = corpus.num_bytes
+    num_bytes = sum(min(settings.shard_bytes, total - block * settings.shard_bytes) for block in missing)
     with progress_bar("encoding", num_bytes) as progress:
         run(ShardJob(settings, corpus, work.output), missing, settings.workers, progress)
 
@@ -158,10 +189,6 @@ def keep_unless_duplicates_changed(work: WorkFolder, done: set[int]) -> set[int]
     return kept
 
 
-def _size(corpus: Corpus, block_bytes: int, block: int) -> int:
-    return max(0, min(block_bytes, corpus.num_bytes - block * block_bytes))
-
-
 def _executor(settings: ShardSettings) -> Callable[..., list[Any]]:
     if settings.executor == "ray":
         from preprocess.building.ray_executor import run_blocks_on_ray
@@ -176,7 +203,7 @@ def _seal(output: Path, plan: dict[str, Any], work: WorkFolder, say: Say) -> Man
     missing = []
     for block in range(plan["num_blocks"]):
         record = work.read_record(block)
-        if record is None:
+        if record is None or not work.is_there(record, plan["dropped_file"] is not None):
             missing.append(block)
         else:
             records.append(record)
@@ -186,24 +213,26 @@ def _seal(output: Path, plan: dict[str, Any], work: WorkFolder, say: Say) -> Man
             f"{output} is not complete: {len(missing):,} of {plan['num_blocks']:,} blocks are missing ({shown}); run "
             "the parts that were not run to their end, then finish again"
         )
+    if plan["dropped_file"] is not None:
+        _join_dropped(Path(plan["dropped_file"]), work, plan["num_blocks"])  # before a manifest says that all is done
     manifest = write_manifests(output, plan, records)
-    _join_dropped(plan["dropped_file"], work, plan["num_blocks"])
     for line in summary(manifest):
         say(line)
     return manifest
 
 
-def _join_dropped(name: str | None, work: WorkFolder, num_blocks: int) -> None:
+def _join_dropped(path: Path, work: WorkFolder, num_blocks: int) -> None:
     """Join the dropped texts of all blocks into the file that the user asked for."""
-    if name is None:
-        return
-    path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as joined:
-        for block in range(num_blocks):
-            part = work.dropped_path(block)
-            if part.is_file():
-                joined.write(part.read_bytes())
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with open(temporary, "wb") as joined:
+            for block in range(num_blocks):
+                with open(work.dropped_path(block), "rb") as part:
+                    shutil.copyfileobj(part, joined)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -214,18 +243,54 @@ def _part_lock(settings: ShardSettings, output: Path) -> Iterator[None]:
         return
     work = WorkFolder(output)
     work.make()
-    with open(work.path / f"part-{settings.part.replace('/', '-of-')}.lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"part {settings.part} of {output} is being made by another run now") from None
-        except OSError:
-            pass
+    count = settings.share[1]
+    with open(work.path / f"part-{settings.share[0] + 1}-of-{count}.lock", "w", encoding="utf-8") as lock:
+        if not _lock(lock):
+            raise ValueError(f"part {settings.part} of {output} is being made by another run now")
+        for path in work.path.glob("part-*-of-*.lock"):
+            other, _, other_count = path.stem.removeprefix("part-").partition("-of-")
+            if other_count != str(count):  # its blocks are partly ours
+                with open(path, "w", encoding="utf-8") as other_lock:
+                    if not _lock(other_lock):
+                        raise ValueError(
+                            f"part {other}/{other_count} of {output} is being made now: parts that run at the same "
+                            f"time need the same number of parts, and this one is {settings.part}"
+                        )
         yield
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock a file while it is open; False if another process has it. True where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _check_dropped(dropped: str, output: Path, arguments: Sequence[str], files: Sequence[str]) -> None:
+    """Refuse to write what is dropped into the output, into the corpus, or over a folder."""
+    path = os.path.abspath(dropped)
+    if os.path.isdir(path):
+        raise ValueError(f"--dropped {dropped} is a folder; give a file")
+    if path.startswith(os.path.join(os.path.abspath(output), "")):
+        raise ValueError(f"--dropped {dropped} lies in --output {output}; give a file elsewhere")
+    folders = [argument for argument in (_path(argument) for argument in arguments) if os.path.isdir(argument)]
+    if any(path.startswith(os.path.join(os.path.abspath(folder), "")) for folder in folders):
+        raise ValueError(f"--dropped {dropped} lies in the corpus, so the next run would read it; give another file")
+    if os.path.exists(path) and any(os.path.samefile(path, file) for file in files):
+        raise ValueError(f"--dropped {dropped} is a file of the corpus, and would be overwritten; give another file")
+
+
+def _path(argument: str) -> str:
+    """Return the path of a ``[NAME=]PATH`` argument."""
+    return argument if os.path.lexists(argument) else argument.partition("=")[2] or argument
 
 
 def _check_output_apart(output: Path, inputs: Sequence[str]) -> None:
     inside = os.path.join(os.path.abspath(output), "")
     for path in inputs:
-        if os.path.join(os.path.abspath(path.partition("=")[2] or path), "").startswith(inside):
+        if os.path.join(os.path.abspath(_path(path)), "").startswith(inside):
             raise ValueError(f"--corpus contains {path}, which lies in --output {output}; give another --output")

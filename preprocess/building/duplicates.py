@@ -32,10 +32,12 @@ def mark_duplicates(
     job = DigestJob(settings, corpus, work.output)
     others = sorted(set(range(num_blocks)) - set(own))
     for blocks in (list(own), others):
-        missing = [block for block in blocks if len(work.known_digests(block)) != 1]
+        known = work.all_digests()
+        missing = [block for block in blocks if len(known.get(block, ())) != 1]
         with progress_bar("finding duplicates", len(missing) * settings.shard_bytes) as progress:
             run(job, missing, settings.workers, progress)
-    files = [work.known_digests(block)[0] for block in range(num_blocks)]
+    known = work.all_digests()
+    files = [known[block][0] for block in range(num_blocks)]
     with tempfile.TemporaryDirectory(dir=work.path, prefix="duplicates-") as folder:
         found = [Path(folder) / work.duplicates_path(block).name for block in range(num_blocks)]
         with progress_bar("comparing digests", sum(file.stat().st_size for file in files)) as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,8 +27,9 @@ def make_plan(settings: ShardSettings, corpus: Corpus, tokenizer: Tokenizer) -> 
         "versions": library_versions() | cleaning_versions(settings.cleaning),
         "sources": [dataclasses.asdict(source) for source in describe_sources(corpus, Counter())],
         "labels": list(corpus.labels),
+        "has_second": corpus.has_second,
         "num_blocks": corpus.num_blocks(settings.shard_bytes),
-        "dropped_file": settings.dropped,
+        "dropped_file": os.path.abspath(settings.dropped) if settings.dropped else None,
     }
 
 

@@ -9,9 +9,11 @@ from preprocess.building.settings import ShardSettings
 from preprocess.building.work import BlockRecord, WorkFolder
 from preprocess.corpus.corpus import Corpus
 from preprocess.manifest import ShardEntry, check_shard
-from preprocess.output_folder import HELDOUT_FOLDER
+from preprocess.output_folder import HELDOUT_FOLDER, shard_name
 from preprocess.progress import progress_bar
 from preprocess.workers import run_blocks
+
+MAX_NAMED = 5
 
 
 def keep_what_fits(
@@ -22,39 +24,52 @@ def keep_what_fits(
     Args:
         blocks: those of this run; other parts' files are left alone.
     """
-    own = set(blocks)
     num_blocks = corpus.num_blocks(settings.shard_bytes)
     on_disk = work.blocks_on_disk()
     for block in on_disk:
         if settings.part is None and block >= num_blocks:
             work.forget(block)
-    known = [block for block in on_disk if block in own and work.read_record(block) is not None]
-    digested = [block for block in blocks if work.known_digests(block) and block not in known]
-    job = HashJob(corpus, settings.shard_bytes)
-    checked = sorted({*known, *digested})
-    with progress_bar("comparing with what is done", len(checked) * settings.shard_bytes) as progress:
-        hashes = dict(zip(checked, run_blocks(job, checked, settings.workers, progress), strict=True))
-    for block in checked:
-        for path in work.known_digests(block):
+    own = set(blocks)
+    records = {block: work.read_record(block) for block in on_disk if block in own}
+    digests = {block: paths for block, paths in work.all_digests().items() if block in own}
+    hashes = _hashes(settings, corpus, sorted({block for block, record in records.items() if record} | digests.keys()))
+    for block, paths in digests.items():
+        for path in paths:
             if path != work.digests_path(block, hashes[block]):
                 path.unlink()
     done: set[int] = set()
     stale: set[int] = set()
-    for block in known:
-        record = work.read_record(block)
-        assert record is not None
-        same_files = record.files == block_files(corpus, block, settings.shard_bytes)
-        (done if same_files and record.input_sha256 == hashes[block] and _is_whole(work, record) else stale).add(block)
-    for block in own.intersection(on_disk) - done:
+    damaged: set[int] = set()
+    for block, record in records.items():
+        if record is not None:
+            same_files = record.files == block_files(corpus, block, settings.shard_bytes)
+            fits = same_files and record.input_sha256 == hashes[block]
+            (stale if not fits else done if _is_whole(work, record, settings) else damaged).add(block)
+    for block in records.keys() - done:
         work.forget(block)
     if stale:
         names = sorted({file.name for block in stale for file in files_of_block(corpus, block, settings.shard_bytes)})
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        say(f"note: {len(stale):,} finished blocks do not fit the text any more ({shown}) and are made again")
+        say(f"note: {len(stale):,} finished blocks do not fit the text any more ({_some(names)}) and are made again")
+    if damaged:
+        names = [shard_name(block) for block in sorted(damaged)]
+        say(f"note: {len(damaged):,} finished blocks lack a file, or it is damaged ({_some(names)}); made again")
     return done
 
 
-def _is_whole(work: WorkFolder, record: BlockRecord) -> bool:
+def _hashes(settings: ShardSettings, corpus: Corpus, blocks: Sequence[int]) -> dict[int, str]:
+    """Return the digests of the texts that blocks have now."""
+    job = HashJob(corpus, settings.shard_bytes)
+    with progress_bar("comparing with what is done", len(blocks) * settings.shard_bytes) as progress:
+        return dict(zip(blocks, run_blocks(job, blocks, settings.workers, progress), strict=True))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+
+
+def _is_whole(work: WorkFolder, record: BlockRecord, settings: ShardSettings) -> bool:
+    if not work.is_there(record, settings.dropped is not None):
+        return False
     parts: list[tuple[ShardEntry | None, str]] = [(record.kept, ""), (record.heldout, HELDOUT_FOLDER)]
     for entry, folder in parts:
         if entry is not None:

@@ -70,6 +70,13 @@ class WorkFolder:
         """Return the files of digests of a block: one for each text that it has had."""
         return sorted((self.path / "digests").glob(f"block-{block:05d}-*.npy"))
 
+    def all_digests(self) -> dict[int, list[Path]]:
+        """Return the files of digests of all blocks that have some; the folder is read once."""
+        found: dict[int, list[Path]] = {}
+        for path in sorted((self.path / "digests").glob("block-*-*.npy")):
+            found.setdefault(int(path.name.split("-")[1]), []).append(path)
+        return found
+
     def duplicates_path(self, block: int) -> Path:
         """Return where the list of a block's duplicates is."""
         return self.path / "duplicates" / f"block-{block:05d}.npy"
@@ -88,22 +95,39 @@ class WorkFolder:
         write_atomically(self.record_path(record.block), (json.dumps(dataclasses.asdict(record)) + "\n").encode())
 
     def read_record(self, block: int) -> BlockRecord | None:
-        """Return the record of a block, None if it is not done."""
+        """Return the record of a block, None if it is not done or its record is damaged."""
         try:
             fields = json.loads(self.record_path(block).read_bytes())
-        except FileNotFoundError:
+            for part in ("kept", "heldout"):
+                fields[part] = ShardEntry(**fields[part]) if fields[part] else None
+            return BlockRecord(**fields)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        for part in ("kept", "heldout"):
-            fields[part] = ShardEntry(**fields[part]) if fields[part] else None
-        return BlockRecord(**fields)
 
     def forget(self, block: int) -> None:
-        """Remove a block's record, shards and dropped texts, and what a stopped worker left half-written."""
+        """Remove a block's record, and then its shards and dropped texts."""
         self.record_path(block).unlink(missing_ok=True)
         self.dropped_path(block).unlink(missing_ok=True)
         for folder in (self.output, self.output / HELDOUT_FOLDER):
-            for name in (shard_name(block), shard_name(block) + TEMPORARY_SUFFIX):
-                (folder / name).unlink(missing_ok=True)
+            (folder / shard_name(block)).unlink(missing_ok=True)
+
+    def forget_digests(self) -> None:
+        """Remove the digests of all blocks."""
+        for paths in self.all_digests().values():
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+    def is_there(self, record: BlockRecord, with_dropped: bool) -> bool:
+        """Whether the files that a record tells of are in place, by name and size.
+
+        Args:
+            with_dropped: whether dropped texts were to be written aside.
+        """
+        for entry, folder in ((record.kept, self.output), (record.heldout, self.output / HELDOUT_FOLDER)):
+            path = folder / entry.file if entry else None
+            if entry and path and not (path.is_file() and path.stat().st_size == entry.num_bytes):
+                return False
+        return not with_dropped or self.dropped_path(record.block).is_file()
 
     def blocks_on_disk(self) -> list[int]:
         """Return the blocks that have a record, or a file of a shard, whatever plan they are from."""
@@ -113,11 +137,18 @@ class WorkFolder:
         return sorted(set(found))
 
     def read_plan(self) -> dict[str, Any] | None:
-        """Return the plan of the unfinished run, None if there is none."""
+        """Return the plan of the unfinished run, None if there is none.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        path = self.path / PLAN_NAME
         try:
-            return json.loads((self.path / PLAN_NAME).read_bytes())
+            return json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete {self.output} to start again") from None
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Write the plan, in place of an older one."""
