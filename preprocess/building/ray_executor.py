@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import preprocess
+from preprocess.shards import library_versions
 from preprocess.workers import Job
+
+STORE_BYTES = 80 << 20  # results are small, so the smallest store that Ray takes will do
+PATIENCE_SECONDS = 60.0
 
 
 def run_blocks_on_ray(job: Job, blocks: Sequence[int], num_workers: int, progress: Callable[[int], None]) -> list[Any]:
-    """Run a job over blocks on ``num_workers`` actors and return the results in the order of the blocks.
+    """Run a job over blocks on up to ``num_workers`` actors and return the results in the order of the blocks.
 
-    A cluster whose address is in RAY_ADDRESS, or that runs on this machine, is used; otherwise one is started here for
-    the time of the call. The corpus and the output folder must be at the same paths on all its nodes.
+    The cluster whose address is in RAY_ADDRESS is used ("auto": the one that runs on this machine); without it one is
+    started here for the time of the call. The corpus and the output folder must be at the same paths on all its nodes.
 
     Raises:
-        ValueError: if ray is not installed; also what the job raises, as in ``workers.run_blocks``.
+        ValueError: if ray is not installed, there is no cluster at that address, or its nodes have other versions of
+            the libraries; also what the job raises, as in ``workers.run_blocks``.
         RuntimeError: if an actor dies, or fails in another way.
     """
     if not blocks:
         return []
     ray = _ray()
-    started_here = not ray.is_initialized()
-    if started_here:
-        _connect(ray)
-    try:
-        return _run(ray, job, blocks, min(num_workers, len(blocks)), progress)
-    finally:
-        if started_here:
-            ray.shutdown()
+    num_workers = min(num_workers, len(blocks))
+    with _cluster(ray, num_workers):
+        actor = ray.remote(num_cpus=1)(BlockWorker)
+        handles = [actor.remote(job, os.getcwd()) for _ in range(num_workers)]
+        try:
+            return _hand_out(ray, handles, blocks, progress)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, (ValueError, OSError)):
+                raise cause from None
+            raise RuntimeError(f"a block failed on the Ray cluster:\n{error}") from None
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"a worker of the Ray cluster died; the same command goes on ({error})") from None
+        finally:
+            for handle in handles:
+                ray.kill(handle)
 
 
 def _ray() -> Any:
@@ -41,60 +60,95 @@ def _ray() -> Any:
     return ray
 
 
-def _connect(ray: Any) -> None:
-    """Join the cluster there is, or start one; this package travels to its nodes."""
-    settings = {
-        "runtime_env": {
-            "py_modules": [str(Path(preprocess.__file__).parent)],
-            "env_vars": {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
-        },
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-    }
-    try:
-        ray.init(address="auto", **settings)
-    except ConnectionError:
-        ray.init(include_dashboard=False, **settings)
+@contextlib.contextmanager
+def _cluster(ray: Any, num_workers: int) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS, or start one here; what was started or joined is left again."""
+    if ray.is_initialized():
+        yield
+        return
+    environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}}
+    address = os.environ.get("RAY_ADDRESS")
+    with contextlib.ExitStack() as stack:
+        if address:
+            modules = {"py_modules": [str(Path(preprocess.__file__).parent)]}  # this package travels to the nodes
+            try:
+                _init(ray, address=address, runtime_env=environment | modules)
+            except ConnectionError as error:
+                raise ValueError(f"RAY_ADDRESS is {address!r}, and no Ray cluster answers there: {error}") from None
+        else:
+            logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+            own: dict[str, Any] = {"num_cpus": num_workers, "include_dashboard": False, "_temp_dir": logs}
+            _init(ray, address="local", object_store_memory=STORE_BYTES, runtime_env=environment, **own)
+        stack.callback(ray.shutdown)
+        yield
+
+
+def _init(ray: Any, **settings: Any) -> None:
+    """Connect quietly, and keep what SIGTERM does: Ray sets it to end without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level="ERROR", **settings)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 class BlockWorker:
-    """An actor: loads a job's state once and does blocks."""
+    """An actor: loads a job's state once and does blocks.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        folder: that the command was started in; paths may be relative to it.
+    """
+
+    def __init__(self, job: Job, folder: str) -> None:
+        with contextlib.suppress(OSError):  # where it is missing, only absolute paths are found
+            os.chdir(folder)
         self._job = job
         self._state: Any = None
-        self._started = False
 
-    def run(self, index: int, block: int) -> tuple[int, Any, int]:
-        """Do a block; return its index, its result and the bytes done."""
-        if not self._started:
-            self._state, self._started = self._job.start(), True
+    def start(self) -> tuple[str, dict[str, str]]:
+        """Load the state; return the node's name and the versions of the libraries that decide the bytes."""
+        self._state = self._job.start()
+        return os.uname().nodename, library_versions()
+
+    def run(self, block: int) -> tuple[Any, int]:
+        """Do a block; return its result and the bytes done."""
         done: list[int] = []
         result = self._job.run(self._state, block, done.append)
-        return index, result, sum(done)
+        return result, sum(done)
 
 
-def _run(ray: Any, job: Job, blocks: Sequence[int], num_workers: int, progress: Callable[[int], None]) -> list[Any]:
-    from ray.util import ActorPool
-
-    actor = ray.remote(num_cpus=1)(BlockWorker)
-    handles = [actor.remote(job) for _ in range(num_workers)]
-    pool = ActorPool(handles)
+def _hand_out(ray: Any, handles: Sequence[Any], blocks: Sequence[int], progress: Callable[[int], None]) -> list[Any]:
+    """Give each actor that runs the next block; those that the cluster has no room for get none."""
     results: dict[int, Any] = {}
-    try:
-        for index, result, num_bytes in pool.map_unordered(
-            lambda handle, item: handle.run.remote(*item), list(enumerate(blocks))
-        ):
-            results[index] = result
-            progress(num_bytes)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, (ValueError, OSError)):
-            raise cause from None
-        raise RuntimeError(f"a block failed on the Ray cluster:\n{error}") from None
-    except ray.exceptions.RayActorError as error:
-        raise RuntimeError(f"a worker of the Ray cluster died: {error}; the same command goes on") from None
-    finally:
-        for handle in handles:
-            ray.kill(handle)
+    waiting = iter(enumerate(blocks))
+    asked: dict[Any, tuple[Any, int | None]] = {handle.start.remote(): (handle, None) for handle in handles}
+    is_started = False
+    while len(results) < len(blocks):
+        ready, _ = ray.wait(list(asked), num_returns=1, timeout=None if is_started else PATIENCE_SECONDS)
+        if not ready:
+            print("note: waiting for a free CPU of the Ray cluster", file=sys.stderr, flush=True)
+            continue
+        handle, index = asked.pop(ready[0])
+        answer = ray.get(ready[0])
+        if index is None:
+            _check_versions(*answer)
+            is_started = True
+        else:
+            results[index] = answer[0]
+            progress(answer[1])
+        index, block = next(waiting, (None, None))
+        if index is not None:
+            asked[handle.run.remote(block)] = (handle, index)
     return [results[index] for index in range(len(blocks))]
+
+
+def _check_versions(node: str, versions: dict[str, str]) -> None:
+    """Refuse a node whose libraries would write other bytes than the manifest says."""
+    different = [
+        f"{name} is {versions.get(name)} there and {version} here"
+        for name, version in library_versions().items()
+        if versions.get(name) != version
+    ]
+    if different:
+        raise ValueError(
+            f"the Ray node {node} has other versions of libraries: {', '.join(different)}; make them equal"
+        )
