@@ -49,6 +49,7 @@ class LayoutReport:
         labels: the labels of a labelled file.
         compression: of the whole file, or "".
         is_prose: whether its lines may be the paragraphs of one document; False if the layout was given.
+        is_many_books: whether it looks like a book, and is too large to be one.
     """
 
     path: str
@@ -64,6 +65,7 @@ class LayoutReport:
     labels: frozenset[str] = frozenset()
     compression: str = ""
     is_prose: bool = False
+    is_many_books: bool = False
 
     @property
     def num_documents(self) -> int:

@@ -83,6 +83,9 @@ def _counts(reports: Sequence[LayoutReport]) -> str:
         shape = f" of {' or '.join(map(str, columns))} columns" if columns else ""
         return f"{documents}{shape}, {_labels(reports)}{header}"
     tabs = "" if not reports[0].num_tabs else f", {reports[0].num_tabs + 1} columns separated by tabs taken as text"
+    if layout == DOCUMENT_PER_LINE:
+        books = "; it looks like prose with paragraphs, but is too large for one book" * reports[0].is_many_books
+        return f"{documents}, a line each{books}{tabs}"
     lines = f"{num_lines:,} lines (sentences), {num_lines / max(1, num_documents):.1f} lines per document"
     return f"{documents}, {lines}{tabs}"
 

@@ -12,7 +12,14 @@ from typing import Any
 
 from preprocess.corpus.corpus import InputFile
 from preprocess.corpus.detection import SAMPLE_BYTES, LayoutReport, detect_layout
-from preprocess.corpus.layouts import DOCUMENT_PER_FILE, FIELD_LAYOUTS, LABELLED_TSV, MEDIAWIKI, PARQUET
+from preprocess.corpus.layouts import (
+    DOCUMENT_PER_FILE,
+    DOCUMENT_PER_LINE,
+    FIELD_LAYOUTS,
+    LABELLED_TSV,
+    MEDIAWIKI,
+    PARQUET,
+)
 from preprocess.corpus.mediawiki import require_parser
 from preprocess.corpus.parquet import MAGIC, Column
 from preprocess.corpus.records import TextRecords
@@ -25,6 +32,8 @@ PROGRESS_BYTES = 4 << 20
 ALONE_BYTES = 16 << 20  # so little is looked through by this process
 MAX_LABELS = 1 << 16
 MIN_DOCUMENT_FILES = 8
+MAX_BOOK_BYTES = 32 << 20  # prose with paragraphs in a larger file is many books
+MAX_PARAGRAPH_LINES = 1.5
 TAR_OFFSET = 257
 ARCHIVES = {
     b"PK\x03\x04": ("zip archive", "`unzip`"),
@@ -78,7 +87,7 @@ def survey_files(
             found = run_blocks(job, range(len(long)), num_workers if total > ALONE_BYTES else 1, advance)
         for index, survey in zip(long, found, strict=True):
             surveys[index] = survey
-    surveys = _as_documents(surveys)
+    surveys = [_without_large_book(survey) for survey in _as_documents(surveys)]
     for survey in surveys:
         if survey.file.layout == DOCUMENT_PER_FILE and survey.file.num_bytes > MAX_DOCUMENT_BYTES:
             raise ValueError(
@@ -110,6 +119,28 @@ def _as_documents(surveys: list[Surveyed]) -> list[Surveyed]:
         else survey
         for survey in surveys
     ]
+
+
+def _without_large_book(survey: Surveyed) -> Surveyed:
+    """Take a file that looks like a book, but is too large for one, for a document a paragraph.
+
+    Raises:
+        ValueError: if its paragraphs have several lines.
+    """
+    report = survey.report
+    if report.given or report.layout != DOCUMENT_PER_FILE or report.num_bytes <= MAX_BOOK_BYTES:
+        return survey
+    if report.num_lines > MAX_PARAGRAPH_LINES * report.num_blocks:
+        raise ValueError(
+            f"{report.path} has {report.num_bytes:,} bytes of wrapped prose with blank lines between paragraphs: too "
+            "much for one book, and nothing says where one ends; put each into a file of its own, or give --layout "
+            "sentence_per_line (every block a document, every line a sentence) or document_per_file"
+        )
+    return replace(
+        survey,
+        file=replace(survey.file, layout=DOCUMENT_PER_LINE),
+        report=replace(report, layout=DOCUMENT_PER_LINE, is_many_books=True),
+    )
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ def opened(path: Path, layout: str = "auto") -> tuple[Corpus, list[str]]:
             SENTENCE_PER_LINE,
             "2 documents, 3 lines (sentences), 1.5 lines per document",
         ),
-        ("one\ntwo\nthree\n\n\n", DOCUMENT_PER_LINE, "3 documents, 3 lines (sentences), 1.0 lines per document"),
-        ("one\n" * 50_000 + "\none", DOCUMENT_PER_LINE, "50,001 documents, 50,001 lines (sentences)"),
+        ("one\ntwo\nthree\n\n\n", DOCUMENT_PER_LINE, "3 documents, a line each"),
+        ("one\n" * 50_000 + "\none", DOCUMENT_PER_LINE, "50,001 documents, a line each"),
         ("one\n" * 500 + "\n" + "one\n" * 500, SENTENCE_PER_LINE, "500.0 lines per document"),
         ("one\n" * 501 + "\n" + "one\n" * 501, DOCUMENT_PER_LINE, "1,002 documents"),
-        ("a single line", DOCUMENT_PER_LINE, "1 documents, 1 lines (sentences)"),
-        (f"{PARAGRAPH}\n\n" * 20, DOCUMENT_PER_LINE, "20 documents, 20 lines"),
-        ("a\tb\tc\td\n" * 9, DOCUMENT_PER_LINE, "9 documents, 9 lines (sentences), 1.0 lines per document, 4 columns"),
+        ("a single line", DOCUMENT_PER_LINE, "1 documents, a line each"),
+        (f"{PARAGRAPH}\n\n" * 20, DOCUMENT_PER_LINE, "20 documents, a line each"),
+        ("a\tb\tc\td\n" * 9, DOCUMENT_PER_LINE, "9 documents, a line each, 4 columns"),
         ('{"text": "one"}\n{"text": "two"}\n', "jsonl", "2 documents, text in the field 'text'"),
         ("1\tgood\n0\tbad\n" * 9, "labelled_tsv", "18 documents of 2 columns, 2 labels (0, 1)"),
         ("yes\ta b\tc d\nno\te f\tg\n" * 9, "labelled_tsv", "18 documents of 3 columns, 2 labels (no, yes)"),
@@ -79,6 +79,19 @@ def test_a_book_is_one_document(tmp_path: Path, chapter: str, width: int | None)
     given, reports = opened(path, SENTENCE_PER_LINE)
     assert given.files[0].layout == SENTENCE_PER_LINE
     assert "sentence_per_line (given): 55 documents" in reports[0]
+
+
+def test_many_books_in_one_file(tmp_path: Path) -> None:
+    """What is too large for a book is not one document."""
+    path = tmp_path / "books.txt"
+    path.write_text(book("## Chapter {}", None) * (1 + (32 << 20) // len(book("## Chapter {}", None))))
+    corpus, reports = opened(path)
+    assert corpus.files[0].layout == "document_per_line"
+    assert "a line each; it looks like prose with paragraphs, but is too large for one book" in reports[0]
+    assert opened(path, "document_per_file")[0].files[0].layout == "document_per_file"
+    path.write_text(book("## Chapter {}", 72) * (1 + (32 << 20) // len(book("## Chapter {}", 72))))
+    with pytest.raises(ValueError, match=r"books.txt has .* of wrapped prose .* or give --layout sentence_per_line"):
+        opened(path)
 
 
 @pytest.mark.parametrize("between", ["\n", "\n\n"])
@@ -150,7 +163,7 @@ def test_many_files_are_summed_up(tmp_path: Path) -> None:
     assert reports[0].startswith(
         "20 files: 300 bytes, sentence_per_line (detected): 40 documents, 60 lines (sentences)"
     )
-    assert reports[1].startswith("10 files: 80 bytes, document_per_line (detected): 20 documents, 20 lines (sentences)")
+    assert reports[1].startswith("10 files: 80 bytes, document_per_line (detected): 20 documents, a line each")
 
 
 def test_layout_that_contradicts_the_file(tmp_path: Path) -> None:
