@@ -26,77 +26,12 @@ from preprocess.tokenizer.pipeline import (
     text_begins,
     to_code_points,
 )
+from preprocess.tokenizer.span_cache import SpanCache
 
 SEPARATOR, ISOLATED, WORD, UNKNOWN = 0, 2, 3, 255
 BATCH_CHARACTERS = 1 << 18
-MAX_CACHED_SPANS = 1 << 18
-MAX_CACHED_TOKENS = 1 << 22
-MAX_CACHED_SPAN_LENGTH = 64
 
 IntArray = npt.NDArray[np.int64]
-
-
-class SpanCache(dict[str, int]):
-    """Span -> row of a growing ragged table of ids; ``rows`` fills the rows of unseen spans.
-
-    Long spans get a row but no key, so text without spaces cannot fill the memory with keys that never come again.
-    """
-
-    def __init__(self, backend: tokenizers.Tokenizer, dtype: npt.DTypeLike) -> None:
-        super().__init__()
-        self.backend = backend
-        self.dtype = np.dtype(dtype)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every span."""
-        self.clear()
-        self.pending: list[str] = []
-        self.num_rows = 0
-        self.num_ids = 0
-        self.lengths = np.zeros(1 << 14, np.int32)
-        self.offsets = np.zeros(1 << 14, np.int64)
-        self.ids = np.zeros(1 << 16, self.dtype)
-
-    def __missing__(self, span: str) -> int:
-        row = self.num_rows
-        self.num_rows += 1
-        self.pending.append(span)
-        if len(span) <= MAX_CACHED_SPAN_LENGTH:
-            self[span] = row
-        return row
-
-    def rows(self, spans: list[str]) -> npt.NDArray[np.int32]:
-        """Return the row of each span, filled; the table is emptied first when it has grown past its bound."""
-        if self.num_rows > MAX_CACHED_SPANS or self.num_ids > MAX_CACHED_TOKENS:
-            self.reset()
-        rows = np.fromiter(map(self.__getitem__, spans), np.int32, len(spans))
-        if self.pending:
-            self._flush()
-        return rows
-
-    def _flush(self) -> None:
-        encodings = self.backend.encode_batch_fast(self.pending, add_special_tokens=False)
-        ids, lengths = flat_ids([encoding.ids for encoding in encodings], self.dtype)
-        total = len(ids)
-        self.lengths = _grown(self.lengths, self.num_rows)
-        self.offsets = _grown(self.offsets, self.num_rows)
-        self.ids = _grown(self.ids, self.num_ids + total)
-        first = self.num_rows - len(lengths)
-        self.lengths[first : self.num_rows] = lengths
-        self.offsets[first : self.num_rows] = self.num_ids + np.cumsum(lengths) - lengths
-        self.ids[self.num_ids : self.num_ids + total] = ids
-        self.num_ids += total
-        self.pending = []
-
-
-def _grown(array: np.ndarray, size: int) -> np.ndarray:
-    """Return ``array`` with room for at least ``size`` elements, doubling."""
-    if size <= len(array):
-        return array
-    larger = np.zeros(max(size, 2 * len(array)), array.dtype)
-    larger[: len(array)] = array
-    return larger
 
 
 @dataclass(frozen=True)
@@ -150,7 +85,7 @@ class WordPieceEncoder(Encoder):
         self.classes = np.full(NUM_CODE_POINTS, UNKNOWN, np.uint8)
         self.removed = np.zeros(NUM_CODE_POINTS, np.bool_)
         self.isolated_ids = np.zeros(NUM_CODE_POINTS, self.dtype)
-        self.spans = SpanCache(backend, dtype)
+        self.spans = SpanCache(self._encode_spans, dtype)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, IntArray]:
         """Return the concatenated ids [T] and the number of ids of each text [len(texts)] int64."""
@@ -182,6 +117,10 @@ class WordPieceEncoder(Encoder):
             begin += len(encoded.code_points) + 1
         return np.concatenate(ids), np.concatenate(counts), np.concatenate(positions)
 
+    def _encode_spans(self, spans: list[str]) -> tuple[np.ndarray, IntArray]:
+        encodings = self.backend.encode_batch_fast(spans, add_special_tokens=False)
+        return flat_ids([encoding.ids for encoding in encodings], self.dtype)
+
     def encode_text(self, text: str) -> EncodedText:
         """Encode one text of any length; about 256k characters a call are fastest."""
         code_points, classes = self.classify(text)
@@ -198,7 +137,7 @@ class WordPieceEncoder(Encoder):
         ids = np.empty(int(ends[-1]), self.dtype)
         isolated = np.flatnonzero(~is_span)
         ids[ends[isolated]] = self.isolated_ids[code_points[positions[isolated]]]
-        self._copy_spans(ids, ends[:-1][is_span], rows)
+        self.spans.copy_to(ids, ends[:-1][is_span], rows)
         return EncodedText(ids, code_points, positions, ends, self.removed)
 
     def classify(self, text: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
@@ -232,19 +171,6 @@ class WordPieceEncoder(Encoder):
         if pieces == ["a", "a"]:
             return SEPARATOR
         return ISOLATED if len(pieces) == 3 and pieces[0] == pieces[2] == "a" else WORD
-
-    def _copy_spans(self, ids: np.ndarray, begins: IntArray, rows: npt.NDArray[np.int32]) -> None:
-        """Write the ids of each span at its place: most have one, the others go through a ragged gather."""
-        lengths = self.spans.lengths[rows]
-        one = lengths == 1
-        ids[begins[one]] = self.spans.ids[self.spans.offsets[rows[one]]]
-        many = np.flatnonzero(lengths > 1)
-        if not len(many):
-            return
-        counts = lengths[many].astype(np.int64)
-        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        source = np.repeat(self.spans.offsets[rows[many]], counts) + within
-        ids[np.repeat(begins[many], counts) + within] = self.spans.ids[source]
 
 
 def _spans_of(code_points: npt.NDArray[np.uint32], words: npt.NDArray[np.bool_]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, processors
 
-from preprocess.tokenizer import LANGUAGE_MODEL, TrainingSettings, load_tokenizer, train
+from preprocess.tokenizer import LANGUAGE_MODEL, TrainingSettings, load_tokenizer, span_cache, train
 from preprocess.tokenizer.byte_bpe import ByteBPEEncoder
 from preprocess.tokenizer.library import LibraryEncoder
 from tests.preprocess.tokenizer.odd_texts import check_positions, differing, odd_lines, offsets, real_lines, rows
@@ -74,9 +74,26 @@ def test_white_space_between_texts_does_not_meet(gpt2) -> None:
         "'s",
         "é😀",
     ]
+    pieces += ["a b", "a \n b", "a b ", "\0 a", "a \1 b", "a  b   c ", "it is  \t so"]
     texts = [piece for first in pieces for second in pieces for piece in (first, second)]
     assert rows(gpt2, texts) == [rows(gpt2, [text])[0] for text in texts]
     check_positions(gpt2, texts)
+    spaced = [text + " x" * 8 for text in texts if "\0" not in text and "\1" not in text]
+    spaced += [" x" * 8 + text for text in texts if "\0" not in text and "\1" not in text]
+    plain = gpt2.encoder.backend.encode_batch_fast(spaced)
+    assert rows(gpt2, spaced) == [encoding.ids for encoding in plain]
+    assert len(gpt2.encoder.words) > 0
+
+
+def test_bounded_cache_changes_nothing(gpt2, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_cache, "MAX_CACHED_SPANS", 50)
+    monkeypatch.setattr(span_cache, "MAX_CACHED_SPAN_LENGTH", 4)
+    texts = [line.replace("\0", "").replace("\1", "") for line in lines[-1500:]]
+    plain = gpt2.encoder.backend.encode_batch_fast(texts)
+    for size in (100, 1500):
+        for first in range(0, 1500, size):
+            found = rows(gpt2, texts[first : first + size])
+            assert found == [encoding.ids for encoding in plain[first : first + size]]
 
 
 def test_positions(gpt2, lines: list[str]) -> None:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-import preprocess.tokenizer.wordpiece as wordpiece
-from preprocess.tokenizer import Tokenizer, load_tokenizer
+from preprocess.tokenizer import Tokenizer, load_tokenizer, span_cache, wordpiece
 from preprocess.tokenizer.bert_pipeline import Normalization, WordPiece, build_backend
 from preprocess.tokenizer.vocabulary import read_vocabulary
 from preprocess.tokenizer.wordpiece import WordPieceEncoder
@@ -97,8 +96,8 @@ def test_bounded_cache_changes_nothing(tokenizer, monkeypatch: pytest.MonkeyPatc
     backend = tokenizer.encoder.backend
     lines = odd_lines(list(tokenizer.tokens), num_mixes=300)
     expected = reference(backend, lines)
-    monkeypatch.setattr(wordpiece, "MAX_CACHED_SPANS", 50)
-    monkeypatch.setattr(wordpiece, "MAX_CACHED_SPAN_LENGTH", 4)
+    monkeypatch.setattr(span_cache, "MAX_CACHED_SPANS", 50)
+    monkeypatch.setattr(span_cache, "MAX_CACHED_SPAN_LENGTH", 4)
     monkeypatch.setattr(wordpiece, "BATCH_CHARACTERS", 1000)
     encoder = WordPieceEncoder(backend, np.uint16)
     for _ in range(2):
