@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -18,6 +20,7 @@ from preprocess.workers import Job
 
 STORE_BYTES = 80 << 20  # results are small, so the smallest store that Ray takes will do
 PATIENCE_SECONDS = 60.0
+CONNECT_SECONDS = 10.0
 
 
 def run_blocks_on_ray(job: Job, blocks: Sequence[int], num_workers: int, progress: Callable[[int], None]) -> list[Any]:
@@ -53,6 +56,10 @@ def run_blocks_on_ray(job: Job, blocks: Sequence[int], num_workers: int, progres
 
 
 def _ray() -> Any:
+    if "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
+        # Else the cluster started here writes a token to the home folder, which later clusters then ask for, too.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
@@ -72,8 +79,9 @@ def _cluster(ray: Any, num_workers: int) -> Iterator[None]:
         if address:
             modules = {"py_modules": [str(Path(preprocess.__file__).parent)]}  # this package travels to the nodes
             try:
+                _knock(address)
                 _init(ray, address=address, runtime_env=environment | modules)
-            except ConnectionError as error:
+            except (ConnectionError, TimeoutError) as error:
                 raise ValueError(f"RAY_ADDRESS is {address!r}, and no Ray cluster answers there: {error}") from None
         else:
             logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
@@ -83,10 +91,23 @@ def _cluster(ray: Any, num_workers: int) -> Iterator[None]:
         yield
 
 
+def _knock(address: str) -> None:
+    """Raise ConnectionError or TimeoutError at once if nothing listens at HOST:PORT; Ray tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        except socket.gaierror as error:
+            raise ConnectionError(error.strerror) from None
+
+
 def _init(ray: Any, **settings: Any) -> None:
     """Connect quietly, and keep what SIGTERM does: Ray sets it to end without a word."""
     before = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level="ERROR", **settings)
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **settings)
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"Ray does not start: {error}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
 
