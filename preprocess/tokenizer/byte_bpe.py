@@ -28,6 +28,7 @@ from preprocess.tokenizer.pipeline import (
     IntArray,
     batches,
     first_characters,
+    flat_ids,
     is_visible,
     text_begins,
     to_code_points,
@@ -41,6 +42,12 @@ SPACE_AT_WHITE_SPACE = re.compile(r" (?=[^\S\0]|\Z)")  # all other spaces begin 
 TEXT_MARK, SPACE_MARK = "\0", "\1"  # texts that hold them are encoded without the cache
 MIN_SPACES = 1 / 12  # share of the characters; with fewer, the stretches between spaces do not come again
 ALONE = re.compile(r"\s?\Z|\s\s")  # begins so that a line end before it would change the cut
+
+
+def _joinable(texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Tell which texts may be joined by line ends."""
+    flags = (not (ALONE.match(text) or text[-1:].isspace()) for text in texts)
+    return np.fromiter(flags, np.bool_, len(texts))
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class ByteBPEEncoder(Encoder):
         ids, counts, positions = [np.zeros(0, self.dtype)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         begin = 0
         for batch in batches(texts):
-            found = self._encode_batch(batch, True)
+            found = self._encode_batch_with_positions(batch)
             ids.append(found[0])
             counts.append(found[1])
             positions.append(np.where(found[2] >= 0, found[2] + begin, -1))
@@ -115,7 +122,7 @@ class ByteBPEEncoder(Encoder):
         """
         joined = TEXT_MARK + f" {TEXT_MARK}".join(texts)
         if joined.count(TEXT_MARK) > len(texts) or SPACE_MARK in joined or joined.count(" ") < MIN_SPACES * len(joined):
-            return self._encode_batch(texts, False)[:2]
+            return self._encode_batch(texts)
         joined = SPACE_AT_WHITE_SPACE.sub(SPACE_MARK, joined)
         spaces = np.fromiter((text.count(" ") for text in joined.split(f" {TEXT_MARK}")), np.int64, len(texts))
         rows = self.words.rows(joined.split(" "))
@@ -127,37 +134,49 @@ class ByteBPEEncoder(Encoder):
 
     def _encode_words(self, words: list[str]) -> tuple[np.ndarray, IntArray]:
         texts = [word[1:] if word[:1] == TEXT_MARK else " " + word for word in words]
-        return self._encode_batch([text.replace(SPACE_MARK, " ") for text in texts], False)[:2]
+        return self._encode_batch([text.replace(SPACE_MARK, " ") for text in texts])
 
-    def _encode_batch(self, texts: Sequence[str], want_positions: bool) -> tuple[np.ndarray, IntArray, IntArray]:
-        """Return ids [T], counts, and positions [T] in "\\n".join(texts), or nothing, if not wanted."""
-        joinable = np.fromiter((not (ALONE.match(text) or text[-1:].isspace()) for text in texts), np.bool_, len(texts))
+    def _encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, IntArray]:
+        """Return ids [T] and counts."""
+        joinable = _joinable(texts)
+        joined = [text for text, flag in zip(texts, joinable.tolist(), strict=True) if flag]
+        rest = [text for text, flag in zip(texts, joinable.tolist(), strict=True) if not flag]
+        counts = np.zeros(len(texts), np.int64)
+        ranks, counts[~joinable] = flat_ids([self.encoding.encode_ordinary(text) for text in rest], np.uint32)
+        together = np.zeros(0, self.dtype)
+        if joined:
+            together, counts[joinable], _ = self._encode_joined(joined, False)
+        ids = np.empty(int(counts.sum()), self.dtype)
+        is_joined = np.repeat(joinable, counts)
+        ids[is_joined] = together
+        ids[~is_joined] = self.id_of_rank[ranks]
+        return ids, counts
+
+    def _encode_batch_with_positions(self, texts: Sequence[str]) -> tuple[np.ndarray, IntArray, IntArray]:
+        """Return ids [T], counts, and positions [T] in "\\n".join(texts)."""
+        joinable = _joinable(texts)
         begins = text_begins(texts)
-        groups = [np.flatnonzero(joinable)] if joinable.any() else []
-        groups += [np.array([index]) for index in np.flatnonzero(~joinable).tolist()]
+        groups = [np.flatnonzero(joinable), *np.flatnonzero(~joinable)[:, None]]
         counts = np.zeros(len(texts), np.int64)
         found = []
         for group in groups:
             members = [texts[index] for index in group.tolist()]
-            ids, lengths, positions = self._encode_joined(members, want_positions)
-            counts[group] = lengths
-            if want_positions:
-                moved = positions + np.repeat(begins[group] - text_begins(members), lengths)
-                positions = np.where(positions >= 0, moved, -1)
-            found.append((ids, positions))
-        ids = np.zeros(int(counts.sum()), self.dtype)
-        positions = np.zeros(len(ids) if want_positions else 0, np.int64)
+            ids, counts[group], positions = self._encode_joined(members, True)
+            moved = positions + np.repeat(begins[group] - text_begins(members), counts[group])
+            found.append((ids, np.where(positions >= 0, moved, -1)))
+        ids = np.empty(int(counts.sum()), self.dtype)
+        positions = np.empty(len(ids), np.int64)
         is_joined = np.repeat(joinable, counts)
-        split = 1 if joinable.any() else 0
-        for chosen, parts in ((is_joined, found[:split]), (~is_joined, found[split:])):
+        for chosen, parts in ((is_joined, found[:1]), (~is_joined, found[1:])):
             if parts:
                 ids[chosen] = np.concatenate([part[0] for part in parts])
-                if want_positions:
-                    positions[chosen] = np.concatenate([part[1] for part in parts])
+                positions[chosen] = np.concatenate([part[1] for part in parts])
         return ids, counts, positions
 
     def _encode_joined(self, texts: Sequence[str], want_positions: bool) -> tuple[np.ndarray, IntArray, IntArray]:
         """Encode texts in one call; the line ends between them are tokens of their own, taken out again."""
+        if not texts:
+            return np.zeros(0, self.dtype), np.zeros(0, np.int64), np.zeros(0, np.int64)
         chunk = self._encode_chunk("\n".join(texts))
         ends_in_text = text_begins(texts)[1:] - 1  # the line ends, in code points
         separators = np.searchsorted(chunk.starts, chunk.begins[ends_in_text])
