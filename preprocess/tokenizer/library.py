@@ -68,7 +68,7 @@ class LibraryPipeline(Pipeline):
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(f"{path}: the tokenizers library cannot read it: {error}") from None
         self.data: dict[str, Any] = json.loads(read.to_str())
-        self.trims_offsets = _trims_offsets(data.get("post_processor"))
+        self.trimming = _trimming(data.get("post_processor"))
         self.keeps_whitespace = _keeps_whitespace(read)
         self.prefix = self.data["model"].get("continuing_subword_prefix") or ""
         kept = [added["content"] for added in self.data["added_tokens"] if not added["special"]]
@@ -102,8 +102,8 @@ class LibraryPipeline(Pipeline):
         ]
         backend = tokenizers.Tokenizer.from_str(json.dumps(data))
         backend.encode_special_tokens = True
-        if self.trims_offsets:
-            backend.post_processor = processors.ByteLevel(trim_offsets=True)
+        if self.trimming:
+            backend.post_processor = processors.ByteLevel(**self.trimming)
         return backend
 
     def _renamed(self, vocabulary: Vocabulary) -> dict[str, str]:
@@ -126,7 +126,7 @@ class LibraryPipeline(Pipeline):
             del model["vocab"]
         added = [copy.copy(added) for added in self.data["added_tokens"] if not added["special"]]
         parts = {name: self.data[name] for name in ("normalizer", "pre_tokenizer")}
-        return {**parts, "model": model, "added_tokens": added, "trims_offsets": self.trims_offsets}
+        return {**parts, "model": model, "added_tokens": added, "trimming": self.trimming}
 
     def continuation(self, tokens: Sequence[str]) -> list[bool]:
         """Tell by the model's prefix for continuations, else by the mark that begins words, else none."""
@@ -146,10 +146,12 @@ def _check_unknown(model: dict[str, Any], path: Path | str) -> None:
         raise ValueError(f"{path}: its vocabulary lacks the unknown token {unknown}")
 
 
-def _trims_offsets(post_processor: Any) -> bool:
-    """Whether a post-processor takes white space out of offsets, which it does without special tokens too."""
-    parts = (post_processor or {}).get("processors", [post_processor])
-    return any(part and part.get("trim_offsets", False) for part in parts)
+def _trimming(post_processor: Any) -> dict[str, bool] | None:
+    """Return how a post-processor takes white space out of offsets, which it does without special tokens too."""
+    for part in (post_processor or {}).get("processors", [post_processor]):
+        if part and part.get("trim_offsets"):
+            return {"trim_offsets": True, "add_prefix_space": bool(part.get("add_prefix_space"))}
+    return None
 
 
 def _keeps_whitespace(backend: tokenizers.Tokenizer) -> bool:

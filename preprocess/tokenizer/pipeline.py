@@ -55,7 +55,7 @@ class Pipeline(ABC):
     type: str
     prefix: str = ""
     keeps_whitespace: bool = False
-    trims_offsets: bool = False
+    trimming: dict[str, bool] | None = None  # settings of the ByteLevel post-processor that trims offsets
     transformers_class: str = "PreTrainedTokenizerFast"
     files: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json")
 

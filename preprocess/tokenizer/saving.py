@@ -45,8 +45,8 @@ def full_backend(pipeline: Pipeline, vocabulary: Vocabulary, template: str) -> s
 def _post_processor(pipeline: Pipeline, vocabulary: Vocabulary, template: str) -> processors.PostProcessor | None:
     """Return the template with tokens for roles, without it where the vocabulary lacks one of them."""
     parts: list[processors.PostProcessor] = []
-    if pipeline.trims_offsets:
-        parts.append(processors.ByteLevel(trim_offsets=True))
+    if pipeline.trimming:
+        parts.append(processors.ByteLevel(**pipeline.trimming))
     single, pair = TEMPLATES[template]
     roles = dict.fromkeys(role for item in pair if (role := item.partition(":")[0]) in ROLES)
     if roles.keys() <= vocabulary.special_ids.keys():

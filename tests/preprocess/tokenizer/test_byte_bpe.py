@@ -173,21 +173,25 @@ def test_trained_alike(shared_data: Path, tmp_path: Path) -> None:
     assert not np.isin(tokenizer.encode(["the <sep> <mask> </s>"])[0], np.flatnonzero(tokenizer.all_special)).any()
 
 
-def test_offsets_trimmed_as_the_file_says(tmp_path: Path, gpt2) -> None:
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_offsets_trimmed_as_the_file_says(tmp_path: Path, gpt2, prefixed: bool) -> None:
     transformers = pytest.importorskip("transformers")
     gpt2.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     library = Library.from_file(str(path))
-    library.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True)
+    library.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=prefixed
+    )
     library.save(str(path))
     trimmed = load_tokenizer(tmp_path)
     assert offsets(trimmed, "a  the") == [(0, 1), (2, 2), (3, 6)]
     trimmed.save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").digest == trimmed.digest
-    text = "  Hello  world , \n 中文 "
-    assert offsets(trimmed, text) == library.encode(text, add_special_tokens=False).offsets
+    texts = ["  Hello  world , \n 中文 ", " one", " "]
+    for text in texts:
+        assert offsets(trimmed, text) == library.encode(text, add_special_tokens=False).offsets
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
-    assert differing(trimmed, theirs, [text]) == []
+    assert differing(trimmed, theirs, texts) == []
 
 
 @pytest.mark.parametrize(
