@@ -21,6 +21,7 @@ import sentencex
 from preprocess.corpus.document import Document
 
 LONG_QUOTATION = 200  # characters
+LONG_PARAGRAPH = 1 << 18  # characters; what follows takes 20 times its text in memory
 WINDOW = 4096  # characters given to sentencex at once: its time is quadratic in the quotations of a text
 MARK = "\0"  # where a sentence begins, while they are found
 
@@ -41,6 +42,7 @@ BAD_ENDS = frozenset(["", *filter(str.isspace, map(chr, range(0x3001)))])  # of 
 END_WITHIN = re.compile("[.!?…][\"”’')]* +[\"“‘'(]?[A-ZÀ-ÖØ-Þ]")
 SINGLE_QUOTES = re.compile("‘|(?<!\\w)'|['’](?!\\w)")  # not apostrophes
 BEHIND_END = re.compile("[\"”’'»)\\]_*]*")
+WIDE_SPACE = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 WORD = re.compile("\\w")
 GOES_ON = re.compile("[\\s\"“„«‘'(\\[_*]*[a-zß-öø-ÿ,;:—–-]")
 
@@ -115,9 +117,11 @@ def _is_wrapped(text: str) -> bool:
 
 def _sentences(paragraph: str) -> list[str]:
     """Return the sentences of a paragraph without white space at its end."""
+    if len(paragraph) > LONG_PARAGRAPH:
+        return _sentences_of_parts(paragraph)
     if len(paragraph) <= WINDOW and (paragraph.isascii() or not HAN_CHARACTER.search(paragraph)):
         # What follows does the same as below when each sentence but the last ends with one space, and twice as fast.
-        stripped = list(map(str.rstrip, sentencex.segment("en", paragraph)))
+        stripped = list(map(str.rstrip, _segment(paragraph)))
         if " ".join(stripped) == paragraph and "" not in stripped:
             sentences = [stripped[0], *[" " + sentence for sentence in stripped[1:]]]
             return _cut_quotations(paragraph, sentences)
@@ -125,6 +129,51 @@ def _sentences(paragraph: str) -> list[str]:
         return [paragraph]
     marked = _marked_alike(paragraph, _mark(paragraph.replace("\n", " "))) if "\n" in paragraph else _mark(paragraph)
     return _cut_quotations(paragraph, _cut_at_marks(paragraph, marked))
+
+
+def _sentences_of_parts(paragraph: str) -> list[str]:
+    """Return the sentences of a long paragraph in bounded memory: the last two of a part begin the next part."""
+    result: list[str] = []
+    unfinished: list[str] = []  # parts of a sentence that is longer than a part
+    begin = 0
+    while begin < len(paragraph):
+        end = begin + LONG_PARAGRAPH
+        while end < len(paragraph) and paragraph[begin:end].isspace():
+            end += LONG_PARAGRAPH
+        part = paragraph[begin:end].rstrip()
+        text = part.lstrip()
+        sentences = _sentences(text)
+        sentences[0] = part[: len(part) - len(text)] + sentences[0]
+        is_last = end >= len(paragraph)
+        if not is_last:
+            del sentences[max(1, len(sentences) - 2) :]
+        begin += sum(map(len, sentences))
+        unfinished.append(sentences[0])
+        if is_last or len(sentences) > 1:
+            result.append("".join(unfinished))
+            unfinished = []
+            result += sentences[1:]
+    return result
+
+
+def _segment(text: str) -> list[str]:
+    """Return the sentences that sentencex finds; joined they are ``text``.
+
+    It stops with a panic at some white space that takes more than one byte, so it is given spaces instead.
+    """
+    plain = text if text.isascii() else WIDE_SPACE.sub(" ", text)
+    try:
+        sentences: list[str] = sentencex.segment("en", plain)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        return [text]
+    if sum(map(len, sentences)) != len(text):
+        return [text]
+    if plain is text or plain == text:
+        return sentences
+    bounds = accumulate(map(len, sentences), initial=0)
+    return [text[begin:end] for begin, end in pairwise(bounds)]
 
 
 def _mark(line: str) -> str:
@@ -171,9 +220,7 @@ def _mark_latin(line: str) -> str:
     """Mark sentences by sentencex; what it would not give back whole stays one sentence."""
     if len(line) > WINDOW:
         return _mark_windows(line)
-    sentences = sentencex.segment("en", line)
-    marked = MARK.join(sentences)
-    return marked if len(marked) == len(line) + len(sentences) - 1 else line
+    return MARK.join(_segment(line))
 
 
 def _mark_windows(line: str) -> str:

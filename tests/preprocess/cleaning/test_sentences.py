@@ -149,6 +149,12 @@ def test_no_character_is_lost(text: str) -> None:
         check_whole(text, sentences_of(text, split, lines))
 
 
+@pytest.mark.parametrize("text", ["B\u3000.", "B.\u3000A", "a. \u2003b.\xa0C.", "Mr.\u3000Smith.\u2028x."])
+def test_wide_white_space(text: str) -> None:
+    """sentencex panics at some of these."""
+    check_whole(text, sentences_of(text))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_no_character_of_any_text_is_lost(text: str) -> None:
@@ -244,3 +250,23 @@ def ends_without_spaces(found: list[str]) -> list[int]:
         end += len("".join(sentence.split()))
         ends.append(end)
     return ends
+
+
+@settings(max_examples=300, deadline=None)
+@given(CHARACTERS, st.integers(1, 40))
+def test_no_character_of_a_long_paragraph_is_lost(text: str, size: int) -> None:
+    text = text.strip()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentences, "LONG_PARAGRAPH", size)
+        check_whole(text, sentences_of(text))
+
+
+@pytest.mark.parametrize("size", [200, 201, 357, 5000])
+def test_a_long_paragraph_has_the_same_sentences(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = random.Random(5)
+    words = ["Mr. Smith", "the cat", "3.50", "went", "“home”", "(again)", "U.S."]
+    parts = [" ".join(generator.choices(words, k=generator.randint(2, 9))) + ". It ended" for _ in range(300)]
+    text = ". ".join(parts) + "。" + "他说：“好。”然后走了。我不知道！" * 40
+    whole = sentences_of(text)
+    monkeypatch.setattr(sentences, "LONG_PARAGRAPH", size)
+    assert sentences_of(text) == whole
