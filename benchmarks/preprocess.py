@@ -1,13 +1,13 @@
 """Speed, scaling and memory of preprocess/.
 
-python benchmarks/preprocess.py speed   --case english=en.txt,vocab.txt --case gpt2=en.txt,gpt2/ --case chinese=zh.txt,zh_vocab.txt [--rounds 5]
-python benchmarks/preprocess.py scaling --corpus F... --tokenizer PATH --megabytes 100
-python benchmarks/preprocess.py memory  --corpus F... --tokenizer PATH --megabytes 250 1000
+python benchmarks/preprocess.py speed   --case english=en.txt,vocab.txt --case chinese=zh.txt,zh_vocab.txt,rjieba
+python benchmarks/preprocess.py scaling --corpus F... --tokenizer PATH --megabytes 100 -- --layout document_per_line
+python benchmarks/preprocess.py memory  --corpus F... --tokenizer PATH --megabytes 250 1000 -- --layout document_per_line
 
 speed: one process, one thread. Each round times ours with an empty cache, a plain loop over the same tokenizer of the
 ``tokenizers`` library, ours again (warm) and the loop again, so that a change of the machine's load hits all; ratios
-are taken within a round, and the median over rounds is what to quote. With ``--segmenter rjieba`` word starts are
-found too, and the reference is ``rjieba.cut`` alone. MB/s are 10^6 bytes of UTF-8 text per CPU second.
+are taken within a round, and the median over rounds is what to quote. With a word segmenter behind the tokenizer word
+starts are found too, and the reference is ``rjieba.cut`` alone. MB/s are 10^6 bytes of UTF-8 text per CPU second.
 
 scaling: wall-clock time of the whole ``shards`` command with 1 worker on N MB and with 2 workers on 2 N MB, start-up
 included, interleaved. memory: the peak of the summed proportional set sizes (PSS) of all its processes.
@@ -152,9 +152,11 @@ def repeated_corpus(sources: list[str], num_bytes: int, path: Path) -> None:
             for source in sources:
                 lines = Path(source).read_bytes().split(b"\n")
                 lines[::50] = [line + f" {turn}".encode() if line.strip() else line for line in lines[::50]]
-                data = b"\n".join(lines)[: num_bytes - written] + b"\n\n"
+                data = b"\n".join(lines)[: num_bytes - written].rpartition(b"\n")[0] + b"\n"
                 corpus.write(data)
                 written += len(data)
+                if written + 1000 > num_bytes:
+                    return
             turn += 1
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.cleaning.drops import Drops
 from preprocess.corpus.document import Document
 from preprocess.shards import ShardArrays
 from preprocess.tokenizer import Tokenizer
@@ -40,6 +40,7 @@ class _Batch:
     """Sentences that wait to be encoded."""
 
     texts: list[str] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)  # of each text, if dropped texts are written aside
     further: list[int] = field(default_factory=list)  # texts that go on with the sentence of the text before
     num_characters: int = 0
 
@@ -53,6 +54,7 @@ class BlockEncoder:
         labels: label -> number; None if the documents have none.
         has_second: whether documents may have a second text.
         heldout: share of the documents to hold out, chosen by a hash of each one's text.
+        drops: counts what has no token.
     """
 
     def __init__(
@@ -62,13 +64,15 @@ class BlockEncoder:
         labels: Mapping[str, int] | None = None,
         has_second: bool = False,
         heldout: float = 0.0,
+        drops: Drops | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.segmenter = segmenter
         self.labels = labels
         self.has_second = has_second
         self.heldout_limit = int(heldout * 2**64)
-        self.dropped: Counter[str] = Counter()
+        self.drops = drops or Drops()
+        self._strips = not tokenizer.keeps_whitespace
         self._batch = _Batch()
         self._ids: list[np.ndarray] = [np.zeros(0, tokenizer.dtype)]
         self._starts: list[npt.NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
@@ -80,10 +84,15 @@ class BlockEncoder:
         self._is_heldout: list[bool] = []
 
     def add(self, document: Document, sentences: Sequence[str], second: Sequence[str] = ()) -> None:
-        """Take in a document whose text was cut into ``sentences``, and its second text into ``second``."""
-        self._queue(sentences)
+        """Take in a document.
+
+        Args:
+            sentences: its text, cut; white space between two sentences is at the beginning of the later one.
+            second: its second text, cut likewise.
+        """
+        self._queue(sentences, document)
         if second:
-            self._queue(second)
+            self._queue(second, document)
         self._num_sentences.append(len(sentences) + len(second))
         self._num_first.append(len(sentences))
         self._source.append(document.source)
@@ -91,15 +100,16 @@ class BlockEncoder:
             self._label.append(NO_LABEL if document.label is None else self.labels[document.label])
         self._is_heldout.append(self.heldout_limit > 0 and document_hash(document) < self.heldout_limit)
 
-    def _queue(self, sentences: Sequence[str]) -> None:
+    def _queue(self, sentences: Sequence[str], document: Document) -> None:
         batch = self._batch
         for sentence in sentences:
             if len(sentence) > LONG_SENTENCE:
                 self._queue_long(sentence)
-                batch = self._batch
                 continue
-            batch.texts.append(sentence)
+            batch.texts.append(sentence.strip() if self._strips else sentence)
             batch.num_characters += len(sentence)
+        if self.drops.aside is not None:
+            batch.documents += [document] * (len(batch.texts) - len(batch.documents))
         if batch.num_characters >= BATCH_CHARACTERS:
             self._flush()
 
@@ -130,8 +140,17 @@ class BlockEncoder:
         if batch.further:
             begins = np.delete(np.arange(len(lengths)), batch.further)
             lengths = np.add.reduceat(lengths, begins)
+        if batch.documents:
+            self._write_aside(batch, lengths)
         self._ids.append(ids)
         self._lengths.append(lengths.astype(np.int32))
+
+    def _write_aside(self, batch: _Batch, lengths: IntArray) -> None:
+        further = set(batch.further)
+        begins = [index for index in range(len(batch.texts)) if index not in further]
+        for sentence in np.flatnonzero(lengths == 0).tolist():
+            document = batch.documents[begins[sentence]]
+            self.drops.write("sentences_without_tokens", batch.texts[begins[sentence]], document.file, document.offset)
 
     def finish(self) -> tuple[EncodedPart, EncodedPart]:
         """Encode what waits and return the documents that stay, and those held out; what has no token is counted."""
@@ -146,8 +165,8 @@ class BlockEncoder:
         first = np.arange(len(document)) - _offsets(num_sentences)[document] < np.array(self._num_first)[document]
         first_tokens = np.bincount(document, lengths * first, len(num_sentences)).astype(np.int64)
         full = num_tokens > 0
-        self.dropped["documents_without_tokens"] += int((~full).sum())
-        self.dropped["sentences_without_tokens"] += int((lengths == 0).sum())
+        self.drops.counts["documents_without_tokens"] += int((~full).sum())
+        self.drops.counts["sentences_without_tokens"] += int((lengths == 0).sum())
         heldout = np.array(self._is_heldout, np.bool_)
         whole = _Documents(
             tokens=tokens,

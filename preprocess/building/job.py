@@ -142,15 +142,19 @@ class ShardJob:
         work = WorkFolder(self.output)
         digest = TextDigest(progress)
         labels = {label: index for index, label in enumerate(self.corpus.labels)} if self.corpus.labels else None
-        encoder = BlockEncoder(state.tokenizer, state.segmenter, labels, self.corpus.has_second, self.settings.heldout)
+        num_replaced = state.reader.num_replaced
         with self._dropped_file(work.dropped_path(block)) as aside:
             drops = Drops(aside)
             state.reader.drops = drops
+            encoder = BlockEncoder(
+                state.tokenizer, state.segmenter, labels, self.corpus.has_second, self.settings.heldout, drops
+            )
             documents = cleaning_steps(self.settings.cleaning, drops)(state.reader.documents(block, digest))
             for document, sentences, second in self._sentences(documents, state, work.duplicates_path(block), drops):
                 encoder.add(document, sentences, second)
-        kept, heldout = encoder.finish()
-        self._write(work, block, digest.hex, kept, heldout, drops.counts + encoder.dropped)
+            kept, heldout = encoder.finish()
+        num_replaced = state.reader.num_replaced - num_replaced
+        self._write(work, block, digest.hex, kept, heldout, drops.counts, num_replaced)
 
     @contextlib.contextmanager
     def _dropped_file(self, path: Path) -> Iterator[TextIO | None]:
@@ -168,16 +172,12 @@ class ShardJob:
         if mode == "documents":
             documents = without_duplicates(documents, read_duplicates(duplicates), drops)
         stay = SentenceFilter(read_duplicates(duplicates), drops) if mode == "sentences" else None
-        strip = not state.tokenizer.keeps_whitespace
         for document in documents:
             sentences = split_sentences(document, state.splitter)
             if stay is not None and not (sentences := stay.keep(sentences, document)):
                 continue
             second = state.splitter.split(document.second) if document.second else []
-            if strip:
-                yield document, [sentence.strip() for sentence in sentences], [text.strip() for text in second]
-            else:
-                yield document, sentences, second
+            yield document, sentences, second
 
     def _write(
         self,
@@ -187,6 +187,7 @@ class ShardJob:
         kept: EncodedPart,
         heldout: EncodedPart,
         dropped: dict[str, int],
+        num_replaced: int,
     ) -> None:
         entries: dict[str, ShardEntry | None] = {}
         counts = []
@@ -208,6 +209,7 @@ class ShardJob:
                 files=block_files(self.corpus, block, self.settings.shard_bytes),
                 duplicates_sha256=digest_of_file(work.duplicates_path(block)),
                 dropped={reason: count for reason, count in dropped.items() if count},
+                num_replaced=num_replaced,
                 source_counts=counts,
             )
         )

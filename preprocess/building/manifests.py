@@ -35,6 +35,8 @@ def write_manifests(output: Path, plan: Mapping[str, Any], records: Sequence[Blo
         raise ValueError("no document is left to write: " + _why_empty(dropped, heldout))
     counts = kept | {f"heldout_{name}": count for name, count in heldout.items()}
     counts |= {f"dropped_{reason}": dropped[reason] for reason in (*ALWAYS_COUNTED, *sorted(dropped))}
+    if num_replaced := sum(record.num_replaced for record in records):
+        counts["documents_with_replaced_bytes"] = num_replaced
     common: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "labels": plan["labels"],
@@ -113,4 +115,6 @@ def summary(manifest: Manifest) -> list[str]:
     for name, count in counts.items():
         if name.startswith("dropped_") and count:
             lines.append(f"dropped {count:,} {name.removeprefix('dropped_').replace('_', ' ')}")
+    if num_replaced := counts.get("documents_with_replaced_bytes"):
+        lines.append(f"replaced bytes that are not UTF-8 in {num_replaced:,} documents")
     return lines

@@ -29,6 +29,7 @@ class BlockRecord:
     Attributes:
         files: [source, description] of the files that the block has text of.
         duplicates_sha256: digest of the list of duplicates that were left out; "" without one.
+        num_replaced: documents in which bytes that are not UTF-8 became U+FFFD.
         source_counts: [part ("kept" or "heldout"), source, documents, sentences, tokens].
     """
 
@@ -39,6 +40,7 @@ class BlockRecord:
     files: list[list[Any]]
     duplicates_sha256: str = ""
     dropped: dict[str, int] = field(default_factory=dict)
+    num_replaced: int = 0
     source_counts: list[list[Any]] = field(default_factory=list)
 
 
