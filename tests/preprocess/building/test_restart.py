@@ -291,7 +291,7 @@ def test_files_in_another_order(tmp_path: Path, vocabulary_file: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--deduplicate", "documents")])
 def test_another_layout(tmp_path: Path, vocabulary_file: Path, options: tuple[str, ...]) -> None:
-    run, folder, output = folder_run(tmp_path, vocabulary_file, *options)
+    run, _, output = folder_run(tmp_path, vocabulary_file, *options)
     other = ("--layout", "document_per_file")
     assert "bytes of sentence_per_line and is" in run.run(output, *other)
     run.run(tmp_path / "fresh", *other)
