@@ -1,8 +1,8 @@
 """Speed, scaling and memory of preprocess/.
 
 python benchmarks/preprocess.py speed   --case english=en.txt,vocab.txt --case chinese=zh.txt,zh_vocab.txt,rjieba
-python benchmarks/preprocess.py scaling --corpus F... --tokenizer PATH --megabytes 100 -- --layout document_per_line
-python benchmarks/preprocess.py memory  --corpus F... --tokenizer PATH --megabytes 250 1000 -- --layout document_per_line
+python benchmarks/preprocess.py scaling --corpus F... --tokenizer PATH --megabytes 100
+python benchmarks/preprocess.py memory  --corpus F... --tokenizer PATH --megabytes 250 1000
 
 speed: one process, one thread. Each round times ours with an empty cache, a plain loop over the same tokenizer of the
 ``tokenizers`` library, ours again (warm) and the loop again, so that a change of the machine's load hits all; ratios
@@ -30,8 +30,7 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import tokenizers
@@ -42,6 +41,7 @@ from preprocess.shards import library_versions, write_shard
 from preprocess.tokenizer import load_tokenizer
 from preprocess.words import build_segmenter
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCH_LINES = 2000
 SAMPLE_SECONDS = 0.05
 
@@ -163,6 +163,7 @@ def repeated_corpus(sources: list[str], num_bytes: int, path: Path) -> None:
 def shards_command(corpus: Path, output: Path, options: argparse.Namespace, workers: int) -> list[str]:
     """Return the command that is measured."""
     command = [sys.executable, "-m", "preprocess", "shards", "--corpus", str(corpus), "--tokenizer", options.tokenizer]
+    command += ["--layout", "document_per_line"]
     return [*command, "--output", str(output), "--workers", str(workers), *options.arguments]
 
 

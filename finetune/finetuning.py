@@ -94,9 +94,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             objective=task,
             source=sources["train"],
             build=partial(initial_model, resolved),
-            export=lambda folder, weights: write_finetuned_model(
-                folder, weights, resolved.arch, task, builder, resolved.folder
-            ),
+            export=lambda folder, weights: write_finetuned_model(folder, weights, resolved.arch, task, builder),
             evaluator=evaluate_dev,
             conclude=conclude,
         )

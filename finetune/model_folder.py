@@ -22,7 +22,7 @@ from engine.models.model import Model, build_model
 from finetune.sequences import SequenceBuilder
 from finetune.tasks.base import Task
 from finetune.tasks.registry import TASKS
-from preprocess.tokenizer import CAUSAL_TEXTS, load_tokenizer
+from preprocess.tokenizer import BERT, CAUSAL_TEXTS, load_tokenizer
 
 KEY = "finetuning"
 LAST_WEIGHTS = ("heads.classification.classifier.weight", "heads.classification.score.weight")
@@ -71,18 +71,15 @@ def write_finetuned_model(
     arch: ArchConfig,
     task: Task,
     builder: SequenceBuilder,
-    tokenizer_folder: Path,
 ) -> None:
     """Write weights as a Hugging Face folder, with what a prediction must know.
 
-    BERT's tokenizer is copied from ``tokenizer_folder``; a causal model's is written anew, to add the special tokens of
-    ``builder``.
+    The tokenizer is written anew, so that transformers adds the special tokens of ``builder``.
     """
     config, tensors = to_huggingface(weights, arch, [task.name], builder.tokenizer.special_ids, task.labels)
     config[KEY] = {"task": task.name, "max_length": builder.max_length, **task.settings()}
-    if arch.causal:
-        builder.tokenizer.save(folder, CAUSAL_TEXTS)
-    write_model_folder(folder, config, tensors, None if arch.causal else tokenizer_folder)
+    builder.tokenizer.save(folder, CAUSAL_TEXTS if arch.causal else BERT)
+    write_model_folder(folder, config, tensors)
 
 
 @torch.no_grad()

@@ -1,12 +1,10 @@
-"""Model folders of Hugging Face's layout: config.json, model.safetensors, the tokenizer's files."""
+"""Model folders of Hugging Face's layout: config.json and model.safetensors."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +17,17 @@ from preprocess.files import sync_to_disk
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
 
 
-def write_model_folder(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], tokenizer_folder: Path | None
-) -> None:
-    """Write a folder that AutoModel and AutoTokenizer load; each file appears whole or not at all, the weights last.
+def write_model_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a folder that AutoModel loads; each file appears whole or not at all, the weights last.
 
     Args:
         folder: made if missing.
         config: the content of config.json.
         tensors: CPU tensors by name, no two overlapping in memory.
-        tokenizer_folder: whose tokenizer files are copied; None for a model without.
-
-    Raises:
-        ValueError: if the tokenizer's folder holds no tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer_folder is not None:
-        names = [name for name in TOKENIZER_FILES if (tokenizer_folder / name).is_file()]
-        if not names:
-            raise ValueError(f"{tokenizer_folder}: no tokenizer found: it must hold tokenizer.json or vocab.txt")
-        for name in names:
-            replace_file(folder / name, partial(shutil.copyfile, tokenizer_folder / name))
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     replace_file(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -224,7 +224,7 @@ def export(resolved: Resolved, folder: Path, weights: dict[str, Tensor]) -> None
     heads = [resolved.objective.name]
     config, tensors = to_huggingface(weights, resolved.arch, heads, resolved.tokenizer.special_ids)
     resolved.tokenizer.save(folder, LANGUAGE_MODEL if resolved.arch.causal else BERT)
-    write_model_folder(folder, config, tensors, None)
+    write_model_folder(folder, config, tensors)
 
 
 def resolved_tree(resolved: Resolved) -> dict[str, Any]:

@@ -5,13 +5,10 @@ from preprocess.tokenizer.loading import load_tokenizer
 from preprocess.tokenizer.saving import BERT, CAUSAL_TEXTS, LANGUAGE_MODEL
 from preprocess.tokenizer.training import TrainingSettings, sample, train, train_wordpiece
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-
 __all__ = [
     "BERT",
     "CAUSAL_TEXTS",
     "LANGUAGE_MODEL",
-    "TOKENIZER_FILES",
     "Tokenizer",
     "TrainingSettings",
     "load_tokenizer",

@@ -79,11 +79,6 @@ class Tokenizer:
         return np.dtype(np.uint16 if self.vocab_size < 1 << 16 else np.uint32)
 
     @property
-    def normalization(self) -> Pipeline:
-        """The pipeline's name before there were several kinds."""
-        return self.pipeline
-
-    @property
     def prefix(self) -> str:
         """What tokens that continue a word begin with ("##"); "" where they have no prefix."""
         return self.pipeline.prefix

@@ -31,7 +31,7 @@ def classifier(folder: Path, source: Path, fields: dict[str, object], pair: bool
     task = Classification(LABELS, pair)
     model = build_model(arch, {task.name: task.make_head(arch)}, seed=4)
     builder = SequenceBuilder(tokenizer, arch, max_length)
-    write_finetuned_model(folder, model.state_dict(), arch, task, builder, source)
+    write_finetuned_model(folder, model.state_dict(), arch, task, builder)
     return folder
 
 

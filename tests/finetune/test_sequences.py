@@ -86,6 +86,6 @@ def test_parts_that_do_not_fit_are_listed_together():
     with pytest.raises(ValueError, match="max_length is 7; it must be at least 8"):
         SequenceBuilder(tokenizer, arch(tokenizer), 7)
     bare = Tokenizer([token for token in tokenizer.tokens if token != "[SEP]"], {"unk": "[UNK]", "cls": "[CLS]"},
-                     tokenizer.normalization)  # fmt: skip
+                     tokenizer.pipeline)  # fmt: skip
     with pytest.raises(ValueError, match=r"lacks the special token\(s\) sep"):
         SequenceBuilder(bare, arch(bare), 16)

@@ -41,7 +41,7 @@ def write_pretrained(folder: Path, fields: dict[str, object], seed: int = 5) -> 
     name, head = ("lm", CausalLMHead(arch)) if arch.causal else ("mlm", MaskedLMHead(arch))
     model = build_model(arch, {name: head}, seed)
     config, tensors = to_huggingface(model.state_dict(), arch, [name], tokenizer.special_ids)
-    write_model_folder(folder, config, tensors, folder)
+    write_model_folder(folder, config, tensors)
     return folder
 
 

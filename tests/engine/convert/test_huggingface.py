@@ -205,7 +205,7 @@ def test_our_folder_loads_in_their_classes(arch: ArchConfig, head: str, tmp_path
     labels = LABELS if head == "classification" else None
     config, tensors = to_huggingface(ours.state_dict(), arch, [head], SPECIAL_IDS, labels)
     assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors.values())
-    write_model_folder(tmp_path / "model", config, tensors, None)
+    write_model_folder(tmp_path / "model", config, tensors)
     auto = getattr(transformers, AUTO_CLASSES[head])
     theirs, report = auto.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert type(theirs).__name__ == config["architectures"][0]
@@ -270,7 +270,7 @@ def test_bare_encoder_of_theirs_has_no_prefix(arch: ArchConfig, tmp_path: Path) 
 @pytest.mark.parametrize("arch", [BERT, GPT2], ids=["bert", "gpt2"])
 def test_bare_encoder_of_ours_loads_in_auto_model(arch: ArchConfig, tmp_path: Path) -> None:
     ours = build_ours(arch, "classification")
-    write_model_folder(tmp_path, *to_huggingface(ours.state_dict(), arch, [], SPECIAL_IDS), None)
+    write_model_folder(tmp_path, *to_huggingface(ours.state_dict(), arch, [], SPECIAL_IDS))
     theirs, report = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch = packed_batch(arch)
@@ -281,7 +281,7 @@ def test_bare_encoder_of_ours_loads_in_auto_model(arch: ArchConfig, tmp_path: Pa
 @pytest.mark.parametrize(("arch", "head"), [(BERT, "mlm"), (GPT2, "lm")], ids=["bert", "gpt2"])
 def test_language_model_of_ours_loads_in_auto_model(arch: ArchConfig, head: str, tmp_path: Path) -> None:
     ours = build_ours(arch, head)
-    write_model_folder(tmp_path, *to_huggingface(ours.state_dict(), arch, [head], SPECIAL_IDS), None)
+    write_model_folder(tmp_path, *to_huggingface(ours.state_dict(), arch, [head], SPECIAL_IDS))
     theirs, report = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     # BertForMaskedLM has no pooler, so BertModel makes a new one, as from any folder of that class.
     assert set(report["missing_keys"]) == (set() if arch.causal else {"pooler.dense.weight", "pooler.dense.bias"})

@@ -17,24 +17,10 @@ CONFIG = {"model_type": "bert", "id2label": {"0": "正面"}}
 TENSORS = {"b": torch.randn(3, 2), "a": torch.arange(5)}
 
 
-def tokenizer_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "vocab.txt").write_text("[PAD]\n")
-    (folder / "notes.txt").write_text("not a tokenizer's")
-    return folder
-
-
 def test_written_is_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "model"
-    write_model_folder(folder, CONFIG, TENSORS, tokenizer_folder(tmp_path))
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "vocab.txt",
-    ]
+    write_model_folder(folder, CONFIG, TENSORS)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     config, tensors = read_model_folder(folder)
     assert config == CONFIG
     assert tensors.keys() == TENSORS.keys()
@@ -45,7 +31,7 @@ def test_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_model_folder(tmp_path, CONFIG, TENSORS, None)
+    write_model_folder(tmp_path, CONFIG, TENSORS)
     before = (tmp_path / "model.safetensors").read_bytes()
 
     def fail(tensors: object, path: Path, metadata: object) -> None:
@@ -54,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(model_folder, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_model_folder(tmp_path, CONFIG, {"a": torch.zeros(1)}, None)
+        write_model_folder(tmp_path, CONFIG, {"a": torch.zeros(1)})
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -109,8 +95,3 @@ def test_reading_errors(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
         read_model_folder(tmp_path)
-
-
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no tokenizer found: it must hold tokenizer\.json or vocab\.txt"):
-        write_model_folder(tmp_path / "model", CONFIG, TENSORS, tmp_path)
