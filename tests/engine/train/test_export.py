@@ -19,8 +19,29 @@ from tests import commands
 TEXTS = ("the", "She had a very good opinion of the house", "中文, and words that nobody knows: zxq")
 
 
+KINDS = {"wordpiece": 1000, "bpe": 500, "unigram": 4000, "sentencepiece_bpe": 4000, "char": 1000, "word": 2000}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shards_of_a_kind(
+    request: pytest.FixtureRequest, corpus: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Shards of the sample text by a tokenizer of each kind."""
+    folder = tmp_path_factory.mktemp(request.param)
+    options = ["--type", request.param, "--vocab_size", KINDS[request.param], "--output", folder / "tokenizer"]
+    for command, more in (
+        ("tokenizer", options),
+        ("shards", ["--tokenizer", folder / "tokenizer", "--output", folder / "shards"]),
+    ):
+        done = commands.preprocess(command, "--corpus", *corpus, *more)
+        assert done.returncode == 0, done.stdout
+    return folder / "shards"
+
+
 @pytest.mark.parametrize("preset", ["bert-tiny", "gpt2-tiny"])
-def test_transformers_computes_our_logits(preset: str, shards: Path, tmp_path: Path) -> None:
+def test_transformers_computes_our_logits(preset: str, shards_of_a_kind: Path, tmp_path: Path) -> None:
+    """BERT and GPT-2 with every kind of tokenizer."""
+    shards = shards_of_a_kind
     transformers = pytest.importorskip("transformers")
     config = PretrainConfig(
         ds_config=str(commands.DS_CONFIGS / "fp32.json"),
