@@ -56,7 +56,11 @@ class CommandLine:
         )
 
     def _finish(self, process: subprocess.Popen[str], code: int) -> str:
-        said = process.communicate(timeout=SECONDS)[0]
+        try:
+            said = process.communicate(timeout=SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"still running after {SECONDS} s: {process.communicate()[0]}") from None
         assert process.returncode == code, said
         assert "Traceback" not in said
         assert list(self.cwd.iterdir()) == []
