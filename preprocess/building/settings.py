@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ DEFAULT_SHARD_BYTES = 64 << 20
 DEFAULT_HELDOUT = 0.01
 MIN_SHARD_BYTES = 16
 EXECUTORS = ("local", "ray")
+DICTIONARY_SEGMENTERS = ("rjieba", "jieba")  # packages of the same names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,9 @@ class ShardSettings:
     def _word_problems(self) -> list[str]:
         if self.word_segmenter is not None and self.word_segmenter not in SEGMENTERS:
             return [f"word_segmenter is {self.word_segmenter!r}; allowed: {', '.join(SEGMENTERS)}"]
-        if self.user_dictionary and self.word_segmenter not in ("rjieba", "jieba"):
+        if self.word_segmenter in DICTIONARY_SEGMENTERS and not importlib.util.find_spec(self.word_segmenter):
+            return [f"word_segmenter {self.word_segmenter} needs a package: pip install {self.word_segmenter}"]
+        if self.user_dictionary and self.word_segmenter not in DICTIONARY_SEGMENTERS:
             return ["user_dictionary needs --word_segmenter rjieba or jieba"]
         return []
 
