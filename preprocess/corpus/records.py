@@ -147,10 +147,9 @@ def parse_lines(parser: TextRecords, offset: int, run: bytes) -> Iterator[Docume
     """Yield a document for each line that is not blank."""
     path, source = parser.file.path, parser.file.source
     for line in run.split(b"\n"):
-        record = line.strip()  # before it is decoded: a long line is not copied then
-        if record:
+        if line.strip():
             try:
-                text = record.decode().strip()
+                text = line.decode().strip()
             except UnicodeDecodeError:
                 text = parser.invalid(line, offset).strip()
             if text:

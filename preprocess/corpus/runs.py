@@ -56,7 +56,7 @@ class TextFile:
         self.reached = -1
         while self.base < min(last, self.file.num_bytes):
             cut = self._cut(last)
-            run, offset = self.data[:cut], self.base
+            run, offset = self.data[:cut], self.base  # no copy if it is all
             self.data = self.data[cut:]
             self.base += cut
             check_no_nul(self.file.path, offset, run, self.line_number)
