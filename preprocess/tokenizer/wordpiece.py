@@ -153,9 +153,10 @@ class WordPieceEncoder(Encoder):
         """Ask the tokenizer what it does with each code point between two letters."""
         isolated = []
         for point in code_points.tolist():
-            kind = self._probe_one(chr(point))
+            normalized = self.backend.normalizer.normalize_str(f"a{chr(point)}a")
+            kind = self._class_of(normalized)
             self.classes[point] = kind
-            self.removed[point] = self.backend.normalizer.normalize_str(f"a{chr(point)}a") == "aa"
+            self.removed[point] = normalized == "aa"
             if kind == ISOLATED:
                 isolated.append(point)
         encodings = self.backend.encode_batch_fast(list(map(chr, isolated)), add_special_tokens=False)
@@ -165,8 +166,8 @@ class WordPieceEncoder(Encoder):
             else:  # normalised to more than one character: the tokenizer itself encodes it, as part of a span
                 self.classes[point] = WORD
 
-    def _probe_one(self, character: str) -> int:
-        normalized = self.backend.normalizer.normalize_str(f"a{character}a")
+    def _class_of(self, normalized: str) -> int:
+        """Return the class of a code point that normalisation between two letters a turned to ``normalized``."""
         pieces = [piece for piece, _ in self.backend.pre_tokenizer.pre_tokenize_str(normalized)]
         if pieces == ["a", "a"]:
             return SEPARATOR
