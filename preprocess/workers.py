@@ -112,15 +112,24 @@ def _single_threaded_tokenizers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupt_later() -> Iterator[None]:
-    """Hold Ctrl-C back: processes started meanwhile never see it, and this one sees it at the end."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Hold Ctrl-C back: processes started meanwhile never see it, and this one sees it at the end.
+
+    Blocking it is for the new processes, which inherit that; here another thread may still get it, so the handler
+    waits, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    seen: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+        if seen:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _work(job: Job, blocks: Sequence[int], counter: Any, sender: Connection) -> None:
