@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preprocess.building.settings import ShardSettings
-from preprocess.cleaning.settings import cleaning_versions
-from preprocess.corpus.corpus import Corpus, InputFile
+from preprocess.cleaning.settings import CleaningSettings, cleaning_versions
+from preprocess.corpus.corpus import Corpus, CorpusSettings, InputFile
 from preprocess.manifest import Manifest, Source
 from preprocess.shards import library_versions
 from preprocess.tokenizer import Tokenizer
@@ -92,10 +92,19 @@ def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
     found = {**before["settings"], "tokenizer": before["tokenizer"]["digest"]}
     wanted = {**now["settings"], "tokenizer": now["tokenizer"]["digest"]}
     return [
-        f"{name} was {found.get(name, 'off')} and is {wanted.get(name, 'off')}"
+        f"{name} was {_value(found, name)} and is {_value(wanted, name)}"
         for name in dict.fromkeys((*wanted, *found))
         if found.get(name) != wanted.get(name)
     ]
+
+
+def _value(settings: Mapping[str, Any], name: str) -> str:
+    """Return a setting for the user; one that is not there has its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(CleaningSettings)}
+    value = settings.get(name, (defaults | {"invalid_utf8": CorpusSettings.invalid_utf8}).get(name))
+    if isinstance(value, Mapping):  # a word segmenter with its version
+        return " ".join(map(str, value.values()))
+    return "off" if value is None or value == () else str(value)
 
 
 def version_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

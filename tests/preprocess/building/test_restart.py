@@ -253,8 +253,16 @@ def folder_run(tmp_path: Path, vocabulary_file: Path, *options: str) -> tuple[Co
     return run, folder, output
 
 
-@pytest.mark.parametrize("options", [(), ("--deduplicate", "documents")])
-@pytest.mark.parametrize("change", ["first", "last", "gone", "renamed", "smaller"])
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ("first", ()),
+        ("last", ()),
+        ("gone", ("--deduplicate", "documents")),
+        ("renamed", ("--deduplicate", "documents")),
+        ("smaller", ()),
+    ],
+)
 def test_files_come_and_go(tmp_path: Path, vocabulary_file: Path, change: str, options: tuple[str, ...]) -> None:
     run, folder, output = folder_run(tmp_path, vocabulary_file, *options)
     if change in ("first", "last"):
@@ -325,11 +333,11 @@ def test_changed_settings_are_named(stopped: tuple[CommandLine, Path], tmp_path:
         (("--heldout", "0.2"), "heldout was 0.01 and is 0.2"),
         (("--shard_bytes", "70000"), "shard_bytes was 60000 and is 70000"),
         (("--compression", "gzip"), "compression was zstd and is gzip"),
-        (("--normal_form", "NFKC"), "normal_form was off and is NFKC"),
+        (("--normal_form", "NFKC"), "normal_form was none and is NFKC"),
         (("--drop_matching", "x+", "y"), "drop_matching was off and is ['x+', 'y']"),
-        (("--deduplicate", "sentences"), "deduplicate was off and is sentences"),
-        (("--split_sentences", "false"), "split_sentences was off and is "),
-        (("--word_segmenter", "rjieba"), "word_segmenter was off and is "),
+        (("--deduplicate", "sentences"), "deduplicate was none and is sentences"),
+        (("--split_sentences", "false"), "split_sentences was True and is False"),
+        (("--word_segmenter", "rjieba"), "word_segmenter was off and is rjieba 0."),
     ]
     for options, message in changes:
         said = run.run(output, *options, code=2)
