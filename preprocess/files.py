@@ -7,16 +7,22 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
 CHUNK_BYTES = 1 << 20
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` under a temporary name, fsync, rename to ``path`` and fsync the folder.
+@contextlib.contextmanager
+def open_atomically(path: Path, num_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """Open a temporary file to write to; without an exception it is then synced, and renamed to ``path``.
 
     Each call has its own temporary name, so processes that write the same file at once do not disturb each other.
+
+    Args:
+        num_bytes: how much will be written, if that is known, for a message.
 
     Raises:
         OSError: with a text that names the folder and its free space when the disk is full.
@@ -24,7 +30,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -33,15 +39,22 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(path, len(data), failure) from failure
+            raise _disk_full(path, num_bytes, failure) from failure
         raise
 
 
-def _disk_full(path: Path, num_bytes: int, failure: OSError) -> OSError:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to a file that is then whole; see ``open_atomically``."""
+    with open_atomically(path, len(data)) as file:
+        file.write(data)
+
+
+def _disk_full(path: Path, num_bytes: int | None, failure: OSError) -> OSError:
     free = shutil.disk_usage(path.parent).free
+    needed = "more" if num_bytes is None else f"{num_bytes:,}"
     return OSError(
         failure.errno,
-        f"{os.strerror(failure.errno or errno.ENOSPC)}: {path.name} needs {num_bytes:,} bytes and {path.parent} "
+        f"{os.strerror(failure.errno or errno.ENOSPC)}: {path.name} needs {needed} bytes and {path.parent} "
         f"has {free:,} free; free some space there, or give another --output",
     )
 

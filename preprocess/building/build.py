@@ -21,7 +21,7 @@ from preprocess.building.settings import ShardSettings
 from preprocess.building.work import BlockRecord, WorkFolder, digest_of_file
 from preprocess.corpus.corpus import Corpus
 from preprocess.corpus.inputs import open_corpus
-from preprocess.files import TEMPORARY_SUFFIX
+from preprocess.files import open_atomically
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME, claim
 from preprocess.progress import progress_bar
@@ -215,6 +215,8 @@ def _seal(output: Path, plan: dict[str, Any], work: WorkFolder, say: Say) -> Man
         )
     if plan["dropped_file"] is not None:
         _join_dropped(Path(plan["dropped_file"]), work, plan["num_blocks"])  # before a manifest says that all is done
+    if not any(record.kept for record in records):
+        shutil.rmtree(work.path)  # nothing worth going on with: other options may begin anew
     manifest = write_manifests(output, plan, records)
     for line in summary(manifest):
         say(line)
@@ -224,15 +226,10 @@ def _seal(output: Path, plan: dict[str, Any], work: WorkFolder, say: Say) -> Man
 def _join_dropped(path: Path, work: WorkFolder, num_blocks: int) -> None:
     """Join the dropped texts of all blocks into the file that the user asked for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    try:
-        with open(temporary, "wb") as joined:
-            for block in range(num_blocks):
-                with open(work.dropped_path(block), "rb") as part:
-                    shutil.copyfileobj(part, joined)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_atomically(path) as joined:
+        for block in range(num_blocks):
+            with open(work.dropped_path(block), "rb") as part:
+                shutil.copyfileobj(part, joined)
 
 
 @contextmanager

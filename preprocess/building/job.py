@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import hashlib
+import io
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from preprocess.cleaning.steps import cleaning_steps
 from preprocess.corpus.blocks import BlockReader
 from preprocess.corpus.corpus import Corpus, InputFile
 from preprocess.corpus.document import Document
+from preprocess.files import open_atomically
 from preprocess.manifest import ShardEntry
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, shard_name
 from preprocess.shards import write_shard
@@ -98,12 +100,7 @@ class DigestJob:
             digests = [
                 sentence_digest(sentence) for document in documents for sentence in split_sentences(document, splitter)
             ]
-        work = WorkFolder(self.output)
-        path = work.digests_path(block, digest.hex)
-        for stale in work.known_digests(block):
-            if stale != path:
-                stale.unlink(missing_ok=True)
-        write_digests(path, digests)
+        write_digests(WorkFolder(self.output).digests_path(block, digest.hex), digests)
 
 
 @dataclass(frozen=True)
@@ -161,8 +158,10 @@ class ShardJob:
         if self.settings.dropped is None:
             yield None
             return
-        with open(path, "w", encoding="utf-8") as file:
-            yield file
+        with open_atomically(path) as file:
+            text = io.TextIOWrapper(file, "utf-8")
+            yield text
+            text.detach()  # writes what is left, and leaves the file open
 
     def _sentences(
         self, documents: Iterator[Document], state: _State, duplicates: Path, drops: Drops
