@@ -14,11 +14,11 @@ from types import FrameType
 from typing import NoReturn
 
 from preprocess.building.build import build_shards, finish_shards
-from preprocess.folders.inspection import inspect_folder
 from preprocess.folders.merging import merge_folders
-from preprocess.folders.nvidia_import import import_nvidia
 from preprocess.folders.splitting import split_folder
 from preprocess.folders.verification import verify_folder
+from preprocess.importing.nvidia_import import import_nvidia
+from preprocess.inspecting.inspection import inspect_folder
 from preprocess.options import (
     USER_ERROR,
     Parser,

@@ -16,8 +16,8 @@ from preprocess.building.settings import (
 from preprocess.cleaning.settings import CONTROL_CHARACTERS, DEDUPLICATE, NORMAL_FORMS, CleaningSettings
 from preprocess.corpus.corpus import INVALID_UTF8, CorpusSettings
 from preprocess.corpus.layouts import ALL_LAYOUTS
-from preprocess.folders.inspection import NUM_SAMPLES
-from preprocess.folders.nvidia_import import ImportSettings
+from preprocess.importing.nvidia_import import ImportSettings
+from preprocess.inspecting.inspection import NUM_SAMPLES
 from preprocess.shards import COMPRESSIONS
 from preprocess.tokenizer.training import TYPES, TrainingSettings
 from preprocess.words import SEGMENTERS

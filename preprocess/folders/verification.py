@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.folders.survey import check_ranges
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_file, check_shard, read_manifest
 from preprocess.output_folder import CACHE_FOLDER, HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME
 from preprocess.progress import progress_bar
@@ -130,6 +129,18 @@ def read_checked(manifest: Manifest, entry: ShardEntry) -> ShardArrays:
     if content_digest(arrays) != entry.content_sha256:
         raise ValueError(f"{path} is damaged: the digest of its arrays differs from the manifest's")
     return arrays
+
+
+def check_ranges(manifest: Manifest, entry: ShardEntry, arrays: ShardArrays) -> None:
+    """Check that ids, sources and labels of a shard are those of its manifest; ValueError names the file."""
+    path = manifest.folder / entry.file
+    vocab_size = manifest.tokenizer["vocab_size"]
+    if arrays.tokens.max() >= vocab_size:
+        raise ValueError(f"{path} has the token id {arrays.tokens.max()}, and the vocabulary has {vocab_size} tokens")
+    if arrays.document_source.max() >= len(manifest.sources):
+        raise ValueError(f"{path} has a document of source {arrays.document_source.max()}, which the manifest lacks")
+    if arrays.document_label is not None and arrays.document_label.max() >= len(manifest.labels):
+        raise ValueError(f"{path} has a document of label {arrays.document_label.max()}, which the manifest lacks")
 
 
 def _verify_tokenizer(manifest: Manifest) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from preprocess.files import sha256_of_file
 from preprocess.manifest import FORMAT_VERSION, Manifest, ShardEntry, Source, read_manifest, write_manifest
@@ -161,3 +162,13 @@ def write_docs(
         )
         write_manifest(manifest, path)
     return folder
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Path]:
+    """Write a shard folder by name; see ``write_docs`` for the other arguments."""
+
+    def make(name: str, docs: Sequence[Doc], *arguments: object, **settings: object) -> Path:
+        return write_docs(tmp_path / name, tokenizer, docs, *arguments, **settings)  # type: ignore[arg-type]
+
+    return make

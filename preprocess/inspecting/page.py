@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from preprocess.folders.facts import Section
-from preprocess.folders.plots import draw_plots
-from preprocess.folders.survey import Survey
+from preprocess.inspecting.facts import Section
+from preprocess.inspecting.plots import draw_plots
+from preprocess.inspecting.shard_statistics import Statistics
 from preprocess.manifest import Manifest
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -49,9 +49,9 @@ def require_plots() -> None:
         ) from None
 
 
-def render_page(manifest: Manifest, survey: Survey, sections: Sequence[Section]) -> str:
+def render_page(manifest: Manifest, statistics: Statistics, sections: Sequence[Section]) -> str:
     """Return the page; whatever comes from the corpus or the manifest is escaped."""
-    plots = draw_plots(manifest, survey)
+    plots = draw_plots(manifest, statistics)
     name = escape(manifest.folder.resolve().name)
     about = [escape(line) for line in sections[0].lines]
     body = [f"<h1>{name}</h1>", *(f'<p class="soft">{line}</p>' for line in about[:4])]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.folders.nvidia_files import MASK_NAMES, NAMES, NvidiaFile, open_file
+from preprocess.importing.nvidia_files import MASK_NAMES, NAMES, NvidiaFile, open_file
 from preprocess.tokenizer import Tokenizer
 
 READ_TOKENS = 1 << 19  # that are worked on at once

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-import preprocess.folders.nvidia_import as nvidia_import
-import preprocess.folders.nvidia_rows as nvidia_rows
+import preprocess.importing.nvidia_import as nvidia_import
+import preprocess.importing.nvidia_rows as nvidia_rows
 from preprocess.cli import main
-from preprocess.folders.nvidia_import import ImportSettings, import_nvidia
 from preprocess.folders.verification import verify_folder
+from preprocess.importing.nvidia_import import ImportSettings, import_nvidia
 from preprocess.manifest import Manifest
 from preprocess.tokenizer import Tokenizer
 from tests.preprocess.folders.shard_documents import read_docs

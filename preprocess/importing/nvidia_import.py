@@ -17,9 +17,9 @@ import numpy.typing as npt
 from preprocess.cleaning.duplicates import DIGEST_BYTES, find_duplicates, read_duplicates, write_digests
 from preprocess.files import sha256_of_file
 from preprocess.folders.assembly import new_folder, summary, totals
-from preprocess.folders.nvidia_files import LAYOUT, NvidiaFile, find_files
-from preprocess.folders.nvidia_rows import RowDocuments, SpecialIds, read_rows
 from preprocess.folders.rewriting import count_by_source, select_documents
+from preprocess.importing.nvidia_files import LAYOUT, NvidiaFile, find_files
+from preprocess.importing.nvidia_rows import RowDocuments, SpecialIds, read_rows
 from preprocess.manifest import FORMAT_VERSION, Manifest, ShardEntry, Source, write_manifest
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, WORK_FOLDER, shard_name
 from preprocess.progress import progress_bar

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.folders.samples import printable
-from preprocess.folders.survey import Survey
+from preprocess.inspecting.samples import printable
+from preprocess.inspecting.shard_statistics import Statistics
 from preprocess.manifest import Manifest
 
 # Colours that stand for those of the page: matplotlib wants numbers, the page wants names.
@@ -48,13 +48,13 @@ MAX_SOURCES = 20
 MAX_NAME = 28
 
 
-def draw_plots(manifest: Manifest, survey: Survey) -> dict[str, str]:
+def draw_plots(manifest: Manifest, statistics: Statistics) -> dict[str, str]:
     """Return SVG by the name of the plot; those of which there is nothing to show are left out."""
     drawings: dict[str, Callable[[Any], None]] = {}
     if manifest.shards:
-        drawings["document_tokens"] = lambda axes: _lengths(axes, survey.document_tokens, "document")
-        drawings["sentence_tokens"] = lambda axes: _lengths(axes, survey.sentence_tokens, "sentence")
-        drawings["ranks"] = lambda axes: _ranks(axes, survey)
+        drawings["document_tokens"] = lambda axes: _lengths(axes, statistics.document_tokens, "document")
+        drawings["sentence_tokens"] = lambda axes: _lengths(axes, statistics.sentence_tokens, "sentence")
+        drawings["ranks"] = lambda axes: _ranks(axes, statistics)
     if len(manifest.sources) > 1:
         drawings["sources"] = lambda axes: _sources(axes, manifest)
     return {name: _draw(name, draw) for name, draw in drawings.items()}
@@ -108,8 +108,8 @@ def _lengths(axes: Any, lengths: Mapping[int, int], what: str) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _ranks(axes: Any, survey: Survey) -> None:
-    counts = np.sort(survey.token_counts[survey.token_counts > 0])[::-1]
+def _ranks(axes: Any, statistics: Statistics) -> None:
+    counts = np.sort(statistics.token_counts[statistics.token_counts > 0])[::-1]
     shown = np.unique(np.geomspace(1, len(counts), MAX_RANK_POINTS).astype(np.int64))
     axes.plot(shown, counts[shown - 1], color=ACCENT, linewidth=1.8)
     axes.set_xscale("log")

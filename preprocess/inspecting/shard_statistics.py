@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.folders.verification import check_ranges
 from preprocess.manifest import Manifest, ShardEntry, check_shard
 from preprocess.progress import progress_bar
 from preprocess.shards import ShardArrays, ShardReader
@@ -20,7 +21,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 @dataclass
-class Survey:
+class Statistics:
     """What was counted; V tokens in the vocabulary, R sources, L labels.
 
     Attributes:
@@ -40,7 +41,7 @@ class Survey:
     document_sentences: Counter[int] = field(default_factory=Counter)
     sentence_tokens: Counter[int] = field(default_factory=Counter)
 
-    def add(self, other: Survey) -> None:
+    def add(self, other: Statistics) -> None:
         """Add the counts of other shards."""
         self.token_counts += other.token_counts
         self.unknown += other.unknown
@@ -70,9 +71,9 @@ def _count(counter: Counter[int], lengths: Int64) -> None:
     counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
-def empty_survey(manifest: Manifest) -> Survey:
-    """Return a survey of nothing."""
-    return Survey(
+def no_statistics(manifest: Manifest) -> Statistics:
+    """Return the statistics of nothing."""
+    return Statistics(
         token_counts=np.zeros(manifest.tokenizer["vocab_size"], np.int64),
         unknown=np.zeros(len(manifest.sources), np.int64),
         labels=np.zeros(len(manifest.labels) + 1, np.int64),
@@ -80,7 +81,7 @@ def empty_survey(manifest: Manifest) -> Survey:
 
 
 @dataclass(frozen=True)
-class SurveyJob:
+class StatisticsJob:
     """Counts groups of shards; see ``workers.Job``."""
 
     manifest: Manifest
@@ -90,9 +91,9 @@ class SurveyJob:
     def start(self) -> None:
         """Need nothing."""
 
-    def run(self, state: None, block: int, progress: Callable[[int], None]) -> Survey:
+    def run(self, state: None, block: int, progress: Callable[[int], None]) -> Statistics:
         """Count one group; ValueError if a shard differs from its digest, or has what the manifest does not know."""
-        survey = empty_survey(self.manifest)
+        statistics = no_statistics(self.manifest)
         for entry in self.groups[block]:
             check_shard(self.manifest.folder, entry)
             reader = ShardReader(self.manifest.folder / entry.file, entry)
@@ -101,29 +102,17 @@ class SurveyJob:
             finally:
                 reader.close()
             check_ranges(self.manifest, entry, arrays)
-            survey.add_shard(arrays, self.unknown_id)
+            statistics.add_shard(arrays, self.unknown_id)
             progress(entry.num_bytes)
-        return survey
+        return statistics
 
 
-def check_ranges(manifest: Manifest, entry: ShardEntry, arrays: ShardArrays) -> None:
-    """Check that ids, sources and labels of a shard are those of its manifest; ValueError names the file."""
-    path = manifest.folder / entry.file
-    vocab_size = manifest.tokenizer["vocab_size"]
-    if arrays.tokens.max() >= vocab_size:
-        raise ValueError(f"{path} has the token id {arrays.tokens.max()}, and the vocabulary has {vocab_size} tokens")
-    if arrays.document_source.max() >= len(manifest.sources):
-        raise ValueError(f"{path} has a document of source {arrays.document_source.max()}, which the manifest lacks")
-    if arrays.document_label is not None and arrays.document_label.max() >= len(manifest.labels):
-        raise ValueError(f"{path} has a document of label {arrays.document_label.max()}, which the manifest lacks")
-
-
-def take_survey(manifest: Manifest, tokenizer: Tokenizer, num_workers: int = 1) -> Survey:
+def gather_statistics(manifest: Manifest, tokenizer: Tokenizer, num_workers: int = 1) -> Statistics:
     """Count over all shards of a folder; the result is the same for any number of workers."""
     num_groups = min(len(manifest.shards), GROUPS_PER_WORKER * max(1, num_workers))
     groups = [manifest.shards[group::num_groups] for group in range(num_groups)]
-    job = SurveyJob(manifest, tokenizer.special_ids.get("unk"), groups)
-    whole = empty_survey(manifest)
+    job = StatisticsJob(manifest, tokenizer.special_ids.get("unk"), groups)
+    whole = no_statistics(manifest)
     with progress_bar("reading", sum(entry.num_bytes for entry in manifest.shards)) as progress:
         for part in run_blocks(job, range(num_groups), num_workers, progress):
             whole.add(part)

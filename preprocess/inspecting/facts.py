@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocess.folders.samples import PIECE, SECOND, SENTENCE, Sample, printable
-from preprocess.folders.survey import Survey, log_bins, mean, median
+from preprocess.inspecting.samples import PIECE, SECOND, SENTENCE, Sample, printable
+from preprocess.inspecting.shard_statistics import Statistics, log_bins, mean, median
 from preprocess.manifest import Manifest, read_manifest
 from preprocess.output_folder import HELDOUT_FOLDER
 from preprocess.tokenizer import Tokenizer
@@ -37,20 +37,22 @@ class Section:
         return all(row[column][:1] in "0123456789-" and row[column][-1:] in "0123456789%-" for row in self.rows)
 
 
-def describe(manifest: Manifest, tokenizer: Tokenizer, survey: Survey, samples: list[Sample]) -> Iterator[Section]:
+def describe(
+    manifest: Manifest, tokenizer: Tokenizer, statistics: Statistics, samples: list[Sample]
+) -> Iterator[Section]:
     """Yield all facts."""
     yield _folder(manifest, tokenizer)
-    yield _sources(manifest, tokenizer, survey)
+    yield _sources(manifest, tokenizer, statistics)
     if not manifest.shards:
         return
-    yield _vocabulary(tokenizer, survey)
-    yield _frequent(tokenizer, survey)
-    yield _lengths("tokens per document", survey.document_tokens, "document_tokens")
-    yield _lengths("sentences per document", survey.document_sentences, "")
-    yield _lengths("tokens per sentence", survey.sentence_tokens, "sentence_tokens")
+    yield _vocabulary(tokenizer, statistics)
+    yield _frequent(tokenizer, statistics)
+    yield _lengths("tokens per document", statistics.document_tokens, "document_tokens")
+    yield _lengths("sentences per document", statistics.document_sentences, "")
+    yield _lengths("tokens per sentence", statistics.sentence_tokens, "sentence_tokens")
     if manifest.labels:
         names = ["(none)", *map(printable, manifest.labels)]
-        rows = [(name, f"{count:,}") for name, count in zip(names, survey.labels.tolist(), strict=True)]
+        rows = [(name, f"{count:,}") for name, count in zip(names, statistics.labels.tolist(), strict=True)]
         yield Section("documents of each label", header=("label", "documents"), rows=tuple(rows))
     yield _samples(samples)
 
@@ -73,11 +75,11 @@ def _folder(manifest: Manifest, tokenizer: Tokenizer) -> Section:
     return Section("folder", lines=tuple(map(printable, lines)))
 
 
-def _sources(manifest: Manifest, tokenizer: Tokenizer, survey: Survey) -> Section:
+def _sources(manifest: Manifest, tokenizer: Tokenizer, statistics: Statistics) -> Section:
     has_unknown = "unk" in tokenizer.special_ids
     rows = []
     for index, source in enumerate(manifest.sources):
-        share = int(survey.unknown[index]) / max(1, source.num_tokens)
+        share = int(statistics.unknown[index]) / max(1, source.num_tokens)
         rows.append(
             (
                 f"source {index} {printable(source.name)}",
@@ -93,11 +95,11 @@ def _sources(manifest: Manifest, tokenizer: Tokenizer, survey: Survey) -> Sectio
     return Section("sources", header=header, rows=tuple(rows), plot="sources" if len(rows) > 1 else "")
 
 
-def _vocabulary(tokenizer: Tokenizer, survey: Survey) -> Section:
-    num_tokens, num_unknown = int(survey.token_counts.sum()), int(survey.unknown.sum())
+def _vocabulary(tokenizer: Tokenizer, statistics: Statistics) -> Section:
+    num_tokens, num_unknown = int(statistics.token_counts.sum()), int(statistics.unknown.sum())
     ordinary = ~tokenizer.all_special
     num_ordinary = int(ordinary.sum())
-    num_seen = int((survey.token_counts[ordinary] > 0).sum())
+    num_seen = int((statistics.token_counts[ordinary] > 0).sum())
     lines = ["unknown tokens: none, the vocabulary has a token for everything"]
     if "unk" in tokenizer.special_ids:
         lines = [f"unknown tokens: {num_unknown:,} ({num_unknown / max(1, num_tokens):.3%} of all)"]
@@ -105,17 +107,17 @@ def _vocabulary(tokenizer: Tokenizer, survey: Survey) -> Section:
         f"vocabulary: {num_seen:,} of {num_ordinary:,} ordinary tokens occur ({num_seen / max(1, num_ordinary):.1%}), "
         f"{num_ordinary - num_seen:,} never do"
     )
-    if survey.second_texts:
-        lines.append(f"second texts: {survey.second_texts:,} documents have one")
+    if statistics.second_texts:
+        lines.append(f"second texts: {statistics.second_texts:,} documents have one")
     return Section("vocabulary", lines=tuple(lines), plot="ranks")
 
 
-def _frequent(tokenizer: Tokenizer, survey: Survey) -> Section:
-    order = np.argsort(-survey.token_counts, kind="stable")[:NUM_FREQUENT].tolist()
-    whole = max(1, int(survey.token_counts.sum()))
+def _frequent(tokenizer: Tokenizer, statistics: Statistics) -> Section:
+    order = np.argsort(-statistics.token_counts, kind="stable")[:NUM_FREQUENT].tolist()
+    whole = max(1, int(statistics.token_counts.sum()))
     rows = []
     for index in order:
-        count = int(survey.token_counts[index])
+        count = int(statistics.token_counts[index])
         if count:
             rows.append((printable(tokenizer.tokens[index]), f"{index:,}", f"{count:,}", f"{count / whole:.2%}"))
     return Section("most frequent tokens", header=("token", "id", "times", "share"), rows=tuple(rows))

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess.files import write_atomically
-from preprocess.folders.facts import Section, describe
-from preprocess.folders.page import render_page, require_plots
-from preprocess.folders.samples import draw_documents, read_samples
-from preprocess.folders.survey import take_survey
+from preprocess.inspecting.facts import Section, describe
+from preprocess.inspecting.page import render_page, require_plots
+from preprocess.inspecting.samples import draw_documents, read_samples
+from preprocess.inspecting.shard_statistics import gather_statistics
 from preprocess.manifest import read_manifest
 from preprocess.output_folder import TOKENIZER_FOLDER
 from preprocess.tokenizer import load_tokenizer
@@ -52,13 +52,13 @@ def inspect_folder(
             f"{tokenizer_folder} is not the tokenizer that {folder} was made with; "
             "`python -m preprocess verify` tells which files are wrong"
         )
-    survey = take_survey(manifest, tokenizer, num_workers)
+    statistics = gather_statistics(manifest, tokenizer, num_workers)
     samples = read_samples(manifest, tokenizer, draw_documents(manifest, num_samples, seed))
-    sections = list(describe(manifest, tokenizer, survey, samples))
+    sections = list(describe(manifest, tokenizer, statistics, samples))
     for section in sections:
         yield from render(section)
     if html is not None:
-        write_atomically(Path(html), render_page(manifest, survey, sections).encode())
+        write_atomically(Path(html), render_page(manifest, statistics, sections).encode())
         yield f"wrote {html}"
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.folders.inspection import inspect_folder, pad, width
-from preprocess.folders.samples import draw_documents, printable, show_words
+from preprocess.inspecting.inspection import inspect_folder, pad, width
+from preprocess.inspecting.samples import draw_documents, printable, show_words
 from preprocess.manifest import read_manifest, write_manifest
 from preprocess.shards import OPTIONAL, write_shard
 from preprocess.tokenizer import Tokenizer, load_tokenizer
