@@ -40,7 +40,7 @@ class _Batch:
     """Sentences that wait to be encoded."""
 
     texts: list[str] = field(default_factory=list)
-    documents: list[Document] = field(default_factory=list)  # of each text, if dropped texts are written aside
+    documents: list[Document] = field(default_factory=list)  # of each text, if dropped texts are kept
     further: list[int] = field(default_factory=list)  # texts that go on with the sentence of the text before
     num_characters: int = 0
 
@@ -77,6 +77,7 @@ class BlockEncoder:
         self._ids: list[np.ndarray] = [np.zeros(0, tokenizer.dtype)]
         self._starts: list[npt.NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
         self._lengths: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
+        self._documents: list[Document] = []  # all, if dropped texts are kept
         self._num_sentences: list[int] = []  # of each document, both texts
         self._num_first: list[int] = []  # of each document's first text
         self._source: list[int] = []
@@ -90,9 +91,10 @@ class BlockEncoder:
             sentences: its text, cut; white space between two sentences is at the beginning of the later one.
             second: its second text, cut likewise.
         """
+        if self.drops.keep_texts:
+            self._documents.append(document)
         self._queue(sentences, document)
-        if second:
-            self._queue(second, document)
+        self._queue(second, document)
         self._num_sentences.append(len(sentences) + len(second))
         self._num_first.append(len(sentences))
         self._source.append(document.source)
@@ -101,17 +103,17 @@ class BlockEncoder:
         self._is_heldout.append(self.heldout_limit > 0 and document_hash(document) < self.heldout_limit)
 
     def _queue(self, sentences: Sequence[str], document: Document) -> None:
-        batch = self._batch
         for sentence in sentences:
+            if self._batch.num_characters >= BATCH_CHARACTERS:
+                self._flush()
+            batch = self._batch
             if len(sentence) > LONG_SENTENCE:
                 self._queue_long(sentence)
-                continue
-            batch.texts.append(sentence.strip() if self._strips else sentence)
-            batch.num_characters += len(sentence)
-        if self.drops.aside is not None:
-            batch.documents += [document] * (len(batch.texts) - len(batch.documents))
-        if batch.num_characters >= BATCH_CHARACTERS:
-            self._flush()
+            else:
+                batch.texts.append(sentence.strip() if self._strips else sentence)
+                batch.num_characters += len(sentence)
+            if self.drops.keep_texts:
+                batch.documents += [document] * (len(batch.texts) - len(batch.documents))
 
     def _queue_long(self, sentence: str) -> None:
         """Queue a sentence in pieces that are cut before a space, or anywhere if a word is that long."""
@@ -140,17 +142,27 @@ class BlockEncoder:
         if batch.further:
             begins = np.delete(np.arange(len(lengths)), batch.further)
             lengths = np.add.reduceat(lengths, begins)
-        if batch.documents:
-            self._write_aside(batch, lengths)
+        self._drop_sentences(batch, lengths)
         self._ids.append(ids)
         self._lengths.append(lengths.astype(np.int32))
 
-    def _write_aside(self, batch: _Batch, lengths: IntArray) -> None:
-        further = set(batch.further)
-        begins = [index for index in range(len(batch.texts)) if index not in further]
-        for sentence in np.flatnonzero(lengths == 0).tolist():
-            document = batch.documents[begins[sentence]]
-            self.drops.write("sentences_without_tokens", batch.texts[begins[sentence]], document.file, document.offset)
+    def _drop_sentences(self, batch: _Batch, lengths: IntArray) -> None:
+        """Count the sentences without tokens, with their texts where these are kept."""
+        empty = np.flatnonzero(lengths == 0)
+        if not batch.documents:
+            self.drops.counts["sentences_without_tokens"] += len(empty)
+            return
+        begins = np.delete(np.arange(len(batch.texts)), batch.further)
+        for index in begins[empty].tolist():
+            self.drops.add("sentences_without_tokens", batch.texts[index], batch.documents[index])
+
+    def _drop_documents(self, empty: IntArray) -> None:
+        """Count the documents without tokens, given by their numbers, likewise."""
+        if not self.drops.keep_texts:
+            self.drops.counts["documents_without_tokens"] += len(empty)
+            return
+        for index in empty.tolist():
+            self.drops.add("documents_without_tokens", self._documents[index].text, self._documents[index])
 
     def finish(self) -> tuple[EncodedPart, EncodedPart]:
         """Encode what waits and return the documents that stay, and those held out; what has no token is counted."""
@@ -165,8 +177,7 @@ class BlockEncoder:
         first = np.arange(len(document)) - _offsets(num_sentences)[document] < np.array(self._num_first)[document]
         first_tokens = np.bincount(document, lengths * first, len(num_sentences)).astype(np.int64)
         full = num_tokens > 0
-        self.drops.counts["documents_without_tokens"] += int((~full).sum())
-        self.drops.counts["sentences_without_tokens"] += int((lengths == 0).sum())
+        self._drop_documents(np.flatnonzero(~full))
         heldout = np.array(self._is_heldout, np.bool_)
         whole = _Documents(
             tokens=tokens,

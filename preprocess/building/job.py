@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import hashlib
 import io
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from preprocess.building.encoding import BlockEncoder, EncodedPart
 from preprocess.building.settings import ShardSettings
@@ -140,27 +139,25 @@ class ShardJob:
         digest = TextDigest(progress)
         labels = {label: index for index, label in enumerate(self.corpus.labels)} if self.corpus.labels else None
         num_replaced = state.reader.num_replaced
-        with self._dropped_file(work.dropped_path(block)) as aside:
-            drops = Drops(aside)
-            state.reader.drops = drops
-            encoder = BlockEncoder(
-                state.tokenizer, state.segmenter, labels, self.corpus.has_second, self.settings.heldout, drops
-            )
-            documents = cleaning_steps(self.settings.cleaning, drops)(state.reader.documents(block, digest))
-            for document, sentences, second in self._sentences(documents, state, work.duplicates_path(block), drops):
-                encoder.add(document, sentences, second)
-            kept, heldout = encoder.finish()
+        drops = Drops(keep_texts=self.settings.dropped is not None)
+        state.reader.drops = drops
+        encoder = BlockEncoder(
+            state.tokenizer, state.segmenter, labels, self.corpus.has_second, self.settings.heldout, drops
+        )
+        documents = cleaning_steps(self.settings.cleaning, drops)(state.reader.documents(block, digest))
+        for document, sentences, second in self._sentences(documents, state, work.duplicates_path(block), drops):
+            encoder.add(document, sentences, second)
+        kept, heldout = encoder.finish()
+        if drops.keep_texts:
+            self._write_dropped(work.dropped_path(block), drops, block)
         num_replaced = state.reader.num_replaced - num_replaced
         self._write(work, block, digest.hex, kept, heldout, drops.counts, num_replaced)
 
-    @contextlib.contextmanager
-    def _dropped_file(self, path: Path) -> Iterator[TextIO | None]:
-        if self.settings.dropped is None:
-            yield None
-            return
+    def _write_dropped(self, path: Path, drops: Drops, block: int) -> None:
+        files = files_of_block(self.corpus, block, self.settings.shard_bytes)
         with open_atomically(path) as file:
-            text = io.TextIOWrapper(file, "utf-8")
-            yield text
+            text = io.TextIOWrapper(file, "utf-8", errors="surrogatepass")
+            drops.write(text, [file.path for file in files])
             text.detach()  # writes what is left, and leaves the file open
 
     def _sentences(

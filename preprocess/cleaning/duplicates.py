@@ -113,7 +113,7 @@ class SentenceFilter:
 
     Args:
         duplicates: indices among all sentences of the block, rising.
-        drops: gets sentences_duplicate, and documents_empty for a document that loses all its sentences.
+        drops: gets sentences_duplicate, and documents_of_duplicate_sentences for one that loses all its sentences.
     """
 
     def __init__(self, duplicates: IndexArray, drops: Drops) -> None:
@@ -134,7 +134,7 @@ class SentenceFilter:
         for index in sorted(lost):
             self.drops.add("sentences_duplicate", sentences[index].strip(), document)
         if len(lost) == len(sentences):
-            self.drops.add("documents_empty", document.text, document)
+            self.drops.add("documents_of_duplicate_sentences", document.text, document)
         return [sentence for index, sentence in enumerate(sentences) if index not in lost]
 
 

@@ -146,4 +146,4 @@ def test_sentences() -> None:
     stay = SentenceFilter(np.array(duplicate, np.uint32), drops)
     kept = [stay.keep(text, Document("".join(text), 0)) for text in texts]
     assert kept == [["A.", " B."], [], ["C."], [], ["D."]]
-    assert drops.counts == {"sentences_duplicate": 3, "documents_empty": 1}
+    assert drops.counts == {"sentences_duplicate": 3, "documents_of_duplicate_sentences": 1}

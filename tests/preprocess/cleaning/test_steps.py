@@ -113,12 +113,19 @@ def test_empty_second_text_drops_the_pair() -> None:
 
 def test_dropped_texts_are_written_aside() -> None:
     aside = io.StringIO()
-    documents = [Document("汉字", 0, file="f.txt", offset=12), Document("\x01", 0, file="f.txt", offset=20)]
+    documents = [
+        Document("汉", 0, file="g.txt", offset=3),
+        Document("\x01", 0, file="f.txt", offset=20),
+        Document("汉字", 0, file="f.txt", offset=12),
+    ]
     settings = CleaningSettings(min_characters=3, control_characters="remove")
-    assert list(cleaning_steps(settings, Drops(aside))(iter(documents))) == []
+    drops = Drops(keep_texts=True)
+    assert list(cleaning_steps(settings, drops)(iter(documents))) == []
+    drops.write(aside, ["f.txt", "g.txt"])
     assert [json.loads(line) for line in aside.getvalue().splitlines()] == [
         {"reason": "documents_too_short", "file": "f.txt", "offset": 12, "text": "汉字"},
         {"reason": "documents_empty", "file": "f.txt", "offset": 20, "text": "\x01"},
+        {"reason": "documents_too_short", "file": "g.txt", "offset": 3, "text": "汉"},
     ]
 
 
