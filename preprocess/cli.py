@@ -6,6 +6,7 @@ import argparse
 import difflib
 import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from preprocess.importing.nvidia_import import import_nvidia
 from preprocess.inspecting.inspection import inspect_folder
 from preprocess.options import (
     USER_ERROR,
+    HelpFormatter,
     Parser,
     add_import_options,
     add_inspect_options,
@@ -56,12 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(list(arguments))
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return COMMANDS[options.command][2](options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and options.command == "inspect":  # as in `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         print(f"error: {_describe(error)}", file=sys.stderr)
         return USER_ERROR
     except RuntimeError as error:
@@ -123,7 +130,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             help=text,
             description=text,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         add_options(commands[name])
     return parser, commands

@@ -37,6 +37,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"error: {message} (`{self.prog} --help` shows what there is)\n")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of an option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_off = action.default is None or action.default is False or action.default == []
+        return action.help if is_off else super()._get_help_string(action)
+
+
 def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     """Add what describes the corpus."""
     group = parser.add_argument_group("corpus")
@@ -44,16 +52,16 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--layout",
         nargs="+",
-        default=["auto"],
+        action="extend",
         metavar="[NAME=]LAYOUT",
-        help=f"how documents lie in the files, of all sources or of NAME: auto, {', '.join(ALL_LAYOUTS)}",
+        help=f"how documents lie in the files, of all sources or of NAME: auto (default), {', '.join(ALL_LAYOUTS)}",
     )
     group.add_argument(
         "--text_field",
         nargs="+",
-        default=["text"],
+        action="extend",
         metavar="[NAME=]FIELD",
-        help="field of jsonl and parquet files that holds the text; a.b is field b of object a",
+        help="field of jsonl and parquet files that holds the text (default: text); a.b is field b of object a",
     )
     group.add_argument(
         "--invalid_utf8", choices=INVALID_UTF8, default="error", help="what to do with text that is not UTF-8"
@@ -71,8 +79,8 @@ def corpus_settings(options: argparse.Namespace) -> CorpusSettings:
     """Return the settings of the corpus options."""
     return CorpusSettings(
         arguments=tuple(options.corpus),
-        layout=tuple(options.layout),
-        text_field=tuple(options.text_field),
+        layout=tuple(options.layout or CorpusSettings.layout),
+        text_field=tuple(options.text_field or CorpusSettings.text_field),
         invalid_utf8=options.invalid_utf8,
         max_expansion=options.max_expansion,
     )
@@ -95,14 +103,25 @@ def add_cleaning_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min_characters", type=integer, metavar="N", help="drop shorter documents")
     group.add_argument("--max_characters", type=integer, metavar="N", help="drop longer documents")
     group.add_argument(
-        "--drop_matching", nargs="+", default=[], metavar="REGEX", help="drop documents in which one is found"
+        "--drop_matching",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="REGEX",
+        help="drop documents in which one is found",
     )
     group.add_argument(
-        "--keep_matching", nargs="+", default=[], metavar="REGEX", help="drop documents in which one is not found"
+        "--keep_matching",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="REGEX",
+        help="keep only documents in which one is found",
     )
     group.add_argument(
         "--min_script_share",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SCRIPT:SHARE",
         help="least share of a document's letters, as in Han:0.5",
@@ -153,7 +172,9 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min_frequency", type=integer, metavar="N", help="least occurrences of a character, pair or word (default: 2)"
     )
-    group.add_argument("--special_tokens", nargs="+", default=[], metavar="TOKEN", help="further special tokens")
+    group.add_argument(
+        "--special_tokens", nargs="+", action="extend", default=[], metavar="TOKEN", help="further special tokens"
+    )
     group.add_argument(
         "--character_coverage",
         type=number,

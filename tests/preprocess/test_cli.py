@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from preprocess.cli import main
+from preprocess.cli import build_parser, main
 from preprocess.manifest import read_manifest
+from preprocess.options import shard_settings
 
 
 def test_from_text_to_verified_shards(corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,3 +155,51 @@ def test_help_of_the_module(repository: Path) -> None:
 def test_preprocess_needs_no_torch(repository: Path) -> None:
     code = "import sys, preprocess.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repository, check=False).returncode == 0
+
+
+def test_options_with_several_values_add_up() -> None:
+    """Given twice, an option has the values of both; each run begins anew."""
+    parser = build_parser()[0]
+    required = ["shards", "--corpus", "x", "--tokenizer", "t", "--output", "o"]
+    for _ in range(2):
+        options = parser.parse_args(
+            [
+                *required,
+                "--layout",
+                "a=jsonl",
+                "--layout",
+                "b=parquet",
+                "--corpus",
+                "y",
+                "--drop_matching",
+                "p",
+                "q",
+                "--drop_matching",
+                "r",
+                "--text_field",
+                "a=b",
+                "--text_field",
+                "c",
+            ]  # fmt: skip
+        )
+        settings = shard_settings(options)
+        assert settings.corpus.arguments == ("x", "y")
+        assert settings.corpus.layout == ("a=jsonl", "b=parquet")
+        assert settings.corpus.text_field == ("a=b", "c")
+        assert settings.cleaning.drop_matching == ("p", "q", "r")
+    assert shard_settings(parser.parse_args(required)).corpus.layout == ("auto",)
+
+
+def test_a_terminal_without_unicode_and_a_closed_pipe(shard_folder: Path, repository: Path) -> None:
+    command = [sys.executable, "-m", "preprocess", "inspect", str(shard_folder)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=repository, capture_output=True, env=environment, check=True)
+    assert b"\\u4e2d" in done.stdout
+    closed = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$@" | head -n 1', "bash", *command],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (closed.returncode, closed.stderr, closed.stdout.count("\n")) == (0, "", 1)
