@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.files import sha256_of_file, write_atomically
+from preprocess.manifest_fields import check_fields
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -105,7 +106,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     """Read and check the manifest of a shard folder.
 
     Raises:
-        ValueError: if there is none, it was changed after it was written, or its format is not known.
+        ValueError: if there is none, it was changed after it was written, its format is not known, or a field is not as it must be.
     """
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
@@ -118,26 +119,24 @@ def read_manifest(folder: Path | str) -> Manifest:
         payload = json.loads(data)
         payload.pop("digest")
         version = payload["format_version"]
+        is_whole = _render(payload) == data
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; make the shards again") from None
-    if isinstance(version, int) and version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}")
-    if _render(payload) != data:
+    if version != FORMAT_VERSION or type(version) is not int:
+        raise ValueError(f"{path} has format version {version!r}, and this program reads {FORMAT_VERSION}")
+    if not is_whole:
         raise ValueError(f"{path} is damaged: it does not match its own digest; make the shards again")
-    return _from_payload(payload, path)
-
-
-def _from_payload(payload: dict[str, Any], path: Path) -> Manifest:
     try:
-        sources = [Source(**source) for source in payload.pop("sources")]
-        shards = [ShardEntry(**shard) for shard in payload.pop("shards")]
-        manifest = Manifest(folder=path.parent, sources=sources, shards=shards, **payload)
-    except (TypeError, KeyError) as error:
+        check_fields(payload)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no manifest of this format: {error}") from None
-    for entry in shards:
-        if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
-            raise ValueError(f"{path} names the shard {entry.file!r}, which is not a file of its folder")
-    return manifest
+    return _from_payload(payload, path.parent)
+
+
+def _from_payload(payload: dict[str, Any], folder: Path) -> Manifest:
+    sources = [Source(**source) for source in payload.pop("sources")]
+    shards = [ShardEntry(**shard) for shard in payload.pop("shards")]
+    return Manifest(folder=folder, sources=sources, shards=shards, **payload)
 
 
 def check_shard(folder: Path | str, entry: ShardEntry) -> None:
