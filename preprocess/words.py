@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.code_points import is_visible, to_code_points
+
 SEGMENTERS = ("rjieba", "jieba", "spaces")
 CONTROL = re.compile("[\x00-\x1f\x7f]")
 DICTIONARY_LINE = re.compile("(\\S.*?)(?: +([0-9]+))?(?: +([a-z]+))?")
 MAX_FREQUENCY = 2**31 - 1
 MAX_WORD_CHARACTERS = 100
-UTF_32 = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
-
-WHITE = np.zeros(0x3002, np.bool_)  # by code point; all that are higher share the last entry
-WHITE[[*range(0x09, 0x0E), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]] = True
-WHITE[[0x2028, 0x2029, 0x202F, 0x205F, 0x3000]] = True
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,7 @@ class Segmenter:
         Raises:
             ValueError: if the segmenter's words are not the text (characters that the library cannot take).
         """
-        code_points = np.frombuffer(text.encode(UTF_32, "surrogatepass"), np.uint32)
-        not_white = ~WHITE[np.minimum(code_points, len(WHITE) - 1)]
+        not_white = is_visible(to_code_points(text))
         if self.cut is None:
             starts = not_white.copy()
             starts[1:] &= ~not_white[:-1]

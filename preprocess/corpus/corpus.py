@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +87,28 @@ class InputFile:
     has_header: bool = False
     row_groups: tuple[int, ...] = ()
 
+    def check_unchanged(self) -> None:
+        """Refuse a file that is not the one that was looked at: another size or time of change.
+
+        Raises:
+            ValueError: naming the file.
+        """
+        try:
+            found = os.stat(self.path)
+        except OSError as error:
+            raise ValueError(f"cannot read {self.path}: {error.strerror}; it was there before") from error
+        if found.st_size != self.stored_bytes:
+            raise ValueError(
+                f"{self.path} had {self.stored_bytes:,} bytes and now has {found.st_size:,}: it changes while it is "
+                "read"
+            )
+        if found.st_mtime_ns != self.modified_ns:
+            raise self.changed()
+
+    def changed(self) -> ValueError:
+        """Return the error for a file that is not what it was."""
+        return ValueError(f"{self.path} was written to after it was looked at: it changes while it is read")
+
     def description(self) -> dict[str, Any]:
         """Return what decides which documents the file gives, apart from its bytes; the same on every machine."""
         described: dict[str, Any] = {"name": self.name, "num_bytes": self.num_bytes, "layout": self.layout}
@@ -112,16 +137,25 @@ class Corpus:
         """Size of the concatenated input."""
         return sum(file.num_bytes for file in self.files)
 
+    def files_between(self, first: int, last: int) -> Sequence[InputFile]:
+        """Return the files that have bytes in [first, last) of the concatenated input."""
+        start_of = operator.attrgetter("start")
+        begin = max(0, bisect.bisect_right(self.files, first, key=start_of) - 1)
+        end = bisect.bisect_left(self.files, last, key=start_of)
+        return [file for file in self.files[begin:end] if file.start + file.num_bytes > first]
+
     def num_blocks(self, block_bytes: int) -> int:
         """Return how many blocks of ``block_bytes`` the input has."""
         return -(-self.num_bytes // block_bytes)
 
     def description(self) -> dict[str, Any]:
         """Return a JSON-able description, the same on every machine that has the same files."""
+        files: list[list[dict[str, Any]]] = [[] for _ in self.source_names]
+        for file in self.files:
+            files[file.source].append(file.description())
         return {
             "sources": [
-                {"name": name, "files": [file.description() for file in self.files if file.source == source]}
-                for source, name in enumerate(self.source_names)
+                {"name": name, "files": described} for name, described in zip(self.source_names, files, strict=True)
             ],
             "labels": list(self.labels),
             "invalid_utf8": self.settings.invalid_utf8,

@@ -15,8 +15,8 @@ from preprocess.corpus.layouts import (
     PAIRED_TSV,
     SENTENCE_PER_LINE,
 )
-from preprocess.corpus.shape import (
-    Shape,
+from preprocess.corpus.line_statistics import (
+    LineStatistics,
     common_tabs,
     is_book,
     is_double_spaced,
@@ -99,58 +99,58 @@ def detect_layout(path: str, sample: bytes, whole: bool, layout: str = "auto") -
     lines = sample.removeprefix(BYTE_ORDER_MARK).split(b"\n")
     if not whole and len(lines) > 1:
         lines.pop()  # cut within a line
-    shape = Shape(lines)
+    statistics = LineStatistics(lines)
     report = LayoutReport(
         path,
         layout,
         len(sample),
         len(sample),
-        shape.num_lines,
-        shape.num_blocks,
+        statistics.num_lines,
+        statistics.num_blocks,
         layout != "auto",
-        num_tabs=common_tabs(shape),
+        num_tabs=common_tabs(statistics),
     )
     if layout == "auto":
-        layout = _detect(path, report, shape)
+        layout = _detect(path, report, statistics)
         is_text = layout in (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)
-        report = replace(report, layout=layout, is_prose=is_text and whole and is_prose(shape))
+        report = replace(report, layout=layout, is_prose=is_text and whole and is_prose(statistics))
     else:
-        _check_given(path, layout, shape)
+        _check_given(path, layout, statistics)
     if report.layout == MEDIAWIKI:
-        report = replace(report, num_blocks=shape.num_pages)
-    named = header_layout(shape.first_line)
+        report = replace(report, num_blocks=statistics.num_pages)
+    named = header_layout(statistics.first_line)
     return replace(report, has_header=named == report.layout)
 
 
-def _detect(path: str, report: LayoutReport, shape: Shape) -> str:
-    if shape.is_dump:
+def _detect(path: str, report: LayoutReport, statistics: LineStatistics) -> str:
+    if statistics.is_dump:
         return MEDIAWIKI
-    if is_json_lines(shape):
+    if is_json_lines(statistics):
         return JSONL
-    if looks_like_one_json(path, shape):
+    if looks_like_one_json(path, statistics):
         raise ValueError(
             f"{path} is one JSON value over several lines; jsonl needs one object a line: convert it, for example with "
             "`jq -c '.[]'`, or give its --layout"
         )
-    if named := header_layout(shape.first_line):
+    if named := header_layout(statistics.first_line):
         return named
     if report.num_tabs in (1, 2):
-        return _columns(path, report.num_tabs, shape)
-    if is_book(shape):
+        return _columns(path, report.num_tabs, statistics)
+    if is_book(statistics):
         return DOCUMENT_PER_FILE
-    if is_double_spaced(shape):
+    if is_double_spaced(statistics):
         return DOCUMENT_PER_LINE
-    separated = shape.num_blocks > 1 and shape.num_lines <= MAX_LINES_PER_DOCUMENT * shape.num_blocks
+    separated = statistics.num_blocks > 1 and statistics.num_lines <= MAX_LINES_PER_DOCUMENT * statistics.num_blocks
     return SENTENCE_PER_LINE if separated else DOCUMENT_PER_LINE
 
 
-def _columns(path: str, num_tabs: int, shape: Shape) -> str:
+def _columns(path: str, num_tabs: int, statistics: LineStatistics) -> str:
     """Return the layout of lines with two or three columns."""
-    if is_labels(shape, 0):
+    if is_labels(statistics, 0):
         return LABELLED_TSV
-    if num_tabs == 1 and not is_labels(shape, 1):
+    if num_tabs == 1 and not is_labels(statistics, 1):
         return PAIRED_TSV
-    where = "last" if is_labels(shape, num_tabs) else "first"
+    where = "last" if is_labels(statistics, num_tabs) else "first"
     problem = "is not a label" if where == "first" else "is (labels are needed in the first)"
     raise ValueError(
         f"{path} has {num_tabs + 1} columns, and the {where} {problem}: put them in the order "
@@ -169,8 +169,8 @@ def _check_text(path: str, sample: bytes) -> None:
         )
 
 
-def _check_given(path: str, layout: str, shape: Shape) -> None:
-    num_lines, num_blocks = shape.num_lines, shape.num_blocks
+def _check_given(path: str, layout: str, statistics: LineStatistics) -> None:
+    num_lines, num_blocks = statistics.num_lines, statistics.num_blocks
     if layout == SENTENCE_PER_LINE and num_blocks <= 1 and num_lines > MAX_LINES_WITHOUT_BLANK:
         raise ValueError(
             f"--layout sentence_per_line does not fit {path}: its first {num_lines:,} lines have no blank line between "
@@ -184,5 +184,5 @@ def _check_given(path: str, layout: str, shape: Shape) -> None:
             f"{lines_per_block:.1f} lines on average, as in sentence_per_line; give --layout sentence_per_line, or "
             "remove the blank lines if every line is a document"
         )
-    if layout == MEDIAWIKI and num_lines and not shape.is_dump:
+    if layout == MEDIAWIKI and num_lines and not statistics.is_dump:
         raise ValueError(f"--layout mediawiki does not fit {path}: it does not begin with <mediawiki")

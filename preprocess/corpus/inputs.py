@@ -7,16 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from preprocess.corpus.corpus import INVALID_UTF8 as INVALID_UTF8
-from preprocess.corpus.corpus import Corpus as Corpus
-from preprocess.corpus.corpus import CorpusSettings as CorpusSettings
-from preprocess.corpus.corpus import InputFile as InputFile
-from preprocess.corpus.finding import STANDARD_INPUT, expand, parse_arguments, source_names
+from preprocess.corpus.arguments import STANDARD_INPUT, expand, parse_arguments, source_names
+from preprocess.corpus.corpus import Corpus, CorpusSettings
 from preprocess.corpus.layouts import PAIRED_TSV
 from preprocess.corpus.reports import describe_layouts
 from preprocess.corpus.spooling import NAME as SPOOLED_NAME
 from preprocess.corpus.spooling import spool_standard_input
-from preprocess.corpus.survey import MAX_LABELS, Survey, survey_files, too_many_labels
+from preprocess.corpus.survey import MAX_CORPUS_LABELS, Survey, survey_files, too_many_labels
 from preprocess.progress import progress_bar
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -24,7 +21,7 @@ ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]
 
 def open_corpus(
     settings: CorpusSettings,
-    spool: Path,
+    spool: Path | None,
     num_workers: int = 1,
     progress: ProgressBar = progress_bar,
 ) -> tuple[Corpus, list[str]]:
@@ -33,7 +30,7 @@ def open_corpus(
     Compressed files, parquet and labelled lines are read through once, in parallel.
 
     Args:
-        spool: folder for standard input, made when it is needed.
+        spool: folder for standard input, made when it is needed; None if no argument is standard input.
         progress: makes the progress bar of that.
 
     Returns:
@@ -73,8 +70,10 @@ def open_corpus(
     return corpus, describe_layouts([survey.report for survey in surveys])
 
 
-def _files(path: str, spool: Path) -> list[tuple[str, str]]:
+def _files(path: str, spool: Path | None) -> list[tuple[str, str]]:
     if path == STANDARD_INPUT:
+        if spool is None:
+            raise ValueError("standard input is a source: a folder to keep it in is needed")
         return [(str(spool_standard_input(spool)), SPOOLED_NAME)]
     return expand(path)
 
@@ -82,7 +81,7 @@ def _files(path: str, spool: Path) -> list[tuple[str, str]]:
 def _sorted_labels(labels_of_files: Iterable[frozenset[str]]) -> tuple[str, ...]:
     """Return all labels: by number if all are whole numbers, else by text."""
     labels = frozenset().union(*labels_of_files)
-    if len(labels) > MAX_LABELS:
+    if len(labels) > MAX_CORPUS_LABELS:
         raise too_many_labels("--corpus")
     if all(label.removeprefix("-").isdecimal() for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))

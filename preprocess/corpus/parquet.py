@@ -11,8 +11,7 @@ from preprocess.corpus.columns import normal_lines
 from preprocess.corpus.corpus import InputFile
 from preprocess.corpus.document import Document
 from preprocess.corpus.layouts import PARQUET
-from preprocess.corpus.runs import MAX_DOCUMENT_BYTES, way_out
-from preprocess.corpus.unchanged import changed, check_unchanged
+from preprocess.corpus.record_ranges import MAX_DOCUMENT_BYTES, way_out
 
 MAGIC = b"PAR1"
 BATCH_BYTES = 4 << 20  # aimed at
@@ -22,7 +21,7 @@ Texts = list[bytes | None]
 
 
 class ParquetRows:
-    """One parquet file, open for reading ranges in rising order; see ``runs.TextFile``.
+    """One parquet file, open for reading ranges in rising order; see ``record_ranges.TextFile``.
 
     Raises:
         ValueError: by any method, naming the file, for whatever is wrong with it.
@@ -33,7 +32,7 @@ class ParquetRows:
         self.invalid_utf8 = invalid_utf8
         self.drops = Drops()
         self.num_replaced = 0
-        check_unchanged(file)
+        file.check_unchanged()
         self.column = Column(file.path, file.text_field)
         self.base = 0  # of the next row
         self.reached = 0  # the range that begins here begins with the row at ``base``
@@ -48,7 +47,7 @@ class ParquetRows:
 
     def read(self, first: int, last: int) -> Iterator[tuple[bytes, Iterator[Document]]]:
         """Yield (raw bytes, documents) of the rows that begin in [first, last), in batches."""
-        check_unchanged(self.file)
+        self.file.check_unchanged()
         group = max(0, bisect.bisect_right(self.file.row_groups, first) - 1)
         if first != self.reached and (first < self.base or group > self.group):
             self.group, self.base, self.waiting = group, self.file.row_groups[group], []
@@ -58,7 +57,7 @@ class ParquetRows:
             begin, texts = self._take(first, last)
             if texts:
                 yield b"".join([(text or b"") + b"\n" for text in texts]), self._documents(begin, texts)
-        check_unchanged(self.file)
+        self.file.check_unchanged()
         self.reached = last
 
     def _take(self, first: int, last: int) -> tuple[int, Texts]:
@@ -85,7 +84,7 @@ class ParquetRows:
         while not (texts := next(self.batches, None)):
             self.group += 1
             if self.group >= len(self.file.row_groups):
-                raise changed(self.file)
+                raise self.file.changed()
             self.batches = self.column.texts(self.group)
         self.waiting = texts
 

@@ -23,7 +23,7 @@ from preprocess.corpus.layouts import (
 )
 from preprocess.corpus.mediawiki import namespace_names, parse_pages
 from preprocess.corpus.prose import unwrap
-from preprocess.corpus.runs import TextFile
+from preprocess.corpus.record_ranges import TextFile
 from preprocess.corpus.text_errors import utf8_error
 
 BLANK_LINES = re.compile(rb"\n(?:" + BLANK + rb"+\n)++")

@@ -44,8 +44,8 @@ def spool_standard_input(folder: Path, stream: BinaryIO | None = None) -> Path:
             raise OSError(
                 failure.errno,
                 f"{os.strerror(failure.errno)}: standard input is kept in {folder} while it is read; more than "
-                f"{written:,} bytes have come, and {free:,} are free there now; free some space, or give another "
-                "--output",
+                f"{written:,} bytes have come, and {free:,} are free there now; free some space there, or keep "
+                "it elsewhere (--output of shards; of tokenizer, the environment variable TMPDIR)",
             ) from failure
         raise
     return path

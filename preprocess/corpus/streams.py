@@ -46,7 +46,7 @@ class ByteStream:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.file = open_file(path)
+        self.file = _open_to_read(path)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the ``size`` bytes from ``offset``; fewer only at the end of the file."""
@@ -227,7 +227,7 @@ def new_decoder(path: str, compression: str) -> Decoder:
     return ZstdDecoder(path)
 
 
-def open_file(path: str) -> BinaryIO:
+def _open_to_read(path: str) -> BinaryIO:
     """Open a file for reading; failure is a ValueError."""
     try:
         return open(path, "rb")

@@ -22,15 +22,15 @@ from preprocess.corpus.layouts import (
 )
 from preprocess.corpus.mediawiki import require_parser
 from preprocess.corpus.parquet import MAGIC, Column
+from preprocess.corpus.record_ranges import MAX_DOCUMENT_BYTES, way_out
 from preprocess.corpus.records import TextRecords
-from preprocess.corpus.runs import MAX_DOCUMENT_BYTES, way_out
 from preprocess.corpus.streams import compression_of, open_stream
 from preprocess.workers import run_blocks
 
 READ_BYTES = 1 << 20
 PROGRESS_BYTES = 4 << 20
 ALONE_BYTES = 16 << 20  # so little is looked through by this process
-MAX_LABELS = 1 << 16
+MAX_CORPUS_LABELS = 1 << 16
 MIN_DOCUMENT_FILES = 8
 MAX_BOOK_BYTES = 32 << 20  # prose with paragraphs in a larger file is many books
 MAX_PARAGRAPH_LINES = 1.5
@@ -200,7 +200,7 @@ def _find_labels(found: Surveyed, wanted: Survey) -> Surveyed:
             labels.add(document.label or "")
             has_second = has_second or document.second is not None
             num_documents += 1
-        if len(labels) > MAX_LABELS:
+        if len(labels) > MAX_CORPUS_LABELS:
             raise too_many_labels(found.file.path)
     records.close()
     size = found.file.num_bytes
@@ -217,8 +217,8 @@ def _find_labels(found: Surveyed, wanted: Survey) -> Surveyed:
 def too_many_labels(where: str) -> ValueError:
     """Return the error for more labels than shards can hold."""
     return ValueError(
-        f"{where}: more than {MAX_LABELS:,} different labels; the first column must be a label, not a text or number "
-        "of the line; give another --layout if it is none"
+        f"{where}: more than {MAX_CORPUS_LABELS:,} different labels; the first column must be a label, not a text or "
+        "number of the line; give another --layout if it is none"
     )
 
 

@@ -21,6 +21,7 @@ import tiktoken
 import tokenizers
 from tokenizers import models
 
+from preprocess.code_points import is_visible, to_code_points
 from preprocess.tokenizer.byte_level import CHARACTER_OF_BYTE, OTHER_BYTES, VISIBLE_BYTES, token_bytes
 from preprocess.tokenizer.library import LibraryPipeline, offsets_of
 from preprocess.tokenizer.pipeline import (
@@ -29,9 +30,7 @@ from preprocess.tokenizer.pipeline import (
     batches,
     first_characters,
     flat_ids,
-    is_visible,
     text_begins,
-    to_code_points,
 )
 from preprocess.tokenizer.roles import Vocabulary
 from preprocess.tokenizer.span_cache import SpanCache

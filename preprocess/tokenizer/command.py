@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from preprocess.corpus.arguments import reads_standard_input
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.inputs import Corpus, CorpusSettings, open_corpus
+from preprocess.corpus.corpus import Corpus, CorpusSettings
+from preprocess.corpus.inputs import open_corpus
 from preprocess.progress import progress_bar
 from preprocess.tokenizer.base import Tokenizer
 from preprocess.tokenizer.char_word import CHARACTER, WORD
@@ -77,11 +79,13 @@ def train_tokenizer(
         ValueError: if settings are wrong, ``output`` holds something already, or for bad input.
     """
     folder = Path(output)
-    if problems := [*corpus.problems(), *settings.problems(), *_output_problems(folder)]:
+    problems = [*corpus.problems(), *settings.problems(), *_output_problems(folder)]
+    if num_workers < 1:
+        problems.append(f"workers is {num_workers}: at least 1 is needed")
+    if problems:
         raise ValueError("\n".join(problems))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as spool:
-        opened, reports = open_corpus(corpus, Path(spool), num_workers)
+    with _spool(corpus) as spool:
+        opened, reports = open_corpus(corpus, spool, num_workers)
         for line in reports:
             say(line)
         readings = 2 if settings.type in (WORDPIECE, CHARACTER) else 1
@@ -97,6 +101,16 @@ def train_tokenizer(
             f"occur {least} times or more"
         )
     return tokenizer
+
+
+@contextmanager
+def _spool(corpus: CorpusSettings) -> Iterator[Path | None]:
+    """Yield a temporary folder for standard input, in the system's one for such; None if nothing reads it."""
+    if reads_standard_input(corpus.arguments):
+        with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
+            yield Path(folder)
+    else:
+        yield None
 
 
 def _output_problems(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import processors
 
-from preprocess.tokenizer.byte_level import BYTE_OF_CHARACTER, byte_level_continues, metaspace_continues
+from preprocess.tokenizer.byte_level import byte_level_continues, metaspace_continues
 from preprocess.tokenizer.pipeline import Encoder, IntArray, Pipeline, batches, flat_ids
 from preprocess.tokenizer.roles import HIDDEN, Vocabulary
 
@@ -160,8 +160,3 @@ def _keeps_whitespace(backend: tokenizers.Tokenizer) -> bool:
         encoding.ids for encoding in backend.encode_batch_fast(["b a", "b", "a", " a"], add_special_tokens=False)
     )
     return whole != first + bare and whole == first + spaced
-
-
-def is_byte_level_vocabulary(tokens: Sequence[str]) -> bool:
-    """Whether a vocabulary has all 256 bytes as GPT-2 writes them."""
-    return set(BYTE_OF_CHARACTER) <= set(tokens)

@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from preprocess.code_points import is_visible, to_code_points
 from preprocess.files import write_atomically
 from preprocess.tokenizer.roles import Vocabulary
 
 BATCH_CHARACTERS = 1 << 18
-WHITE_SPACE = (*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B))
-WHITE_SPACE += (0x2028, 0x2029, 0x202F, 0x205F, 0x3000)  # Unicode's White_Space
 NUM_CODE_POINTS = 0x110000
 
 IntArray = npt.NDArray[np.int64]
@@ -92,18 +91,6 @@ class Pipeline(ABC):
 def vocabulary_file(vocabulary: Vocabulary) -> bytes:
     """Return vocab.txt: one token a line."""
     return "".join(f"{token}\n" for token in vocabulary.tokens).encode()
-
-
-def to_code_points(text: str) -> npt.NDArray[np.uint32]:
-    """Return the code points [C] of a text."""
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
-def is_visible(code_points: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
-    """Return which code points [C] are not white space."""
-    visible = np.ones(0x3001, np.bool_)
-    visible[list(WHITE_SPACE)] = False
-    return visible[np.minimum(code_points, 0x2FFF)] & (code_points != 0x3000)
 
 
 def text_begins(texts: Sequence[str]) -> IntArray:

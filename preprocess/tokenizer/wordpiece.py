@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from preprocess.code_points import to_code_points
 from preprocess.tokenizer.library import offsets_of
 from preprocess.tokenizer.pipeline import (
     NUM_CODE_POINTS,
@@ -24,7 +25,6 @@ from preprocess.tokenizer.pipeline import (
     batches,
     flat_ids,
     text_begins,
-    to_code_points,
 )
 from preprocess.tokenizer.span_cache import SpanCache
 

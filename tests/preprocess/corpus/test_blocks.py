@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.cleaning.drops import Drops
-from preprocess.corpus import runs, streams
+from preprocess.corpus import record_ranges, streams
 from preprocess.corpus.blocks import BlockReader
 from preprocess.corpus.corpus import Corpus, CorpusSettings, InputFile
 from preprocess.corpus.inputs import open_corpus
@@ -140,8 +140,8 @@ def test_blocks_hold_the_documents_that_begin_in_them(
     blocks = list(range(corpus.num_blocks(block_bytes)))
     raw: dict[int, bytes] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "CHUNK_BYTES", chunk_bytes)
-        patch.setattr(runs, "LOOK_BEHIND_BYTES", 2)
+        patch.setattr(record_ranges, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(record_ranges, "LOOK_BEHIND_BYTES", 2)
         patch.setattr(streams, "WINDOW_BYTES", chunk_bytes)
         patch.setattr(streams, "PIECE_BYTES", chunk_bytes)
         reader = BlockReader(corpus, block_bytes)

@@ -10,8 +10,9 @@ import pytest
 from preprocess.cleaning.drops import Drops
 from preprocess.corpus import survey
 from preprocess.corpus.blocks import BlockReader
+from preprocess.corpus.corpus import CorpusSettings
 from preprocess.corpus.document import Document
-from preprocess.corpus.inputs import CorpusSettings, open_corpus
+from preprocess.corpus.inputs import open_corpus
 
 
 def documents(path: Path, drops: Drops | None = None, **settings: object) -> list[Document]:
@@ -130,6 +131,6 @@ def test_wrong_columns(tmp_path: Path, layout: str, line: str, message: str) -> 
 
 def test_too_many_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.tsv").write_text("".join(f"{n}\ttext\n" for n in range(200)))
-    monkeypatch.setattr(survey, "MAX_LABELS", 100)
+    monkeypatch.setattr(survey, "MAX_CORPUS_LABELS", 100)
     with pytest.raises(ValueError, match=r"x.tsv: more than 100 different labels; the first column must be a label"):
         documents(tmp_path / "x.tsv", layout=("labelled_tsv",))

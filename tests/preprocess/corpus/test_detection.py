@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.inputs import Corpus, CorpusSettings, open_corpus
+from preprocess.corpus.corpus import Corpus, CorpusSettings
+from preprocess.corpus.inputs import open_corpus
 
 DOCUMENT_PER_LINE, SENTENCE_PER_LINE = "document_per_line", "sentence_per_line"
 PARAGRAPH = (

@@ -15,8 +15,9 @@ import pytest
 from preprocess.cleaning.drops import Drops
 from preprocess.corpus import spooling, streams, survey
 from preprocess.corpus.blocks import BlockReader
+from preprocess.corpus.corpus import Corpus, CorpusSettings
 from preprocess.corpus.document import Document
-from preprocess.corpus.inputs import Corpus, CorpusSettings, open_corpus
+from preprocess.corpus.inputs import open_corpus
 from preprocess.corpus.spooling import spool_standard_input
 
 MARK = b"\xef\xbb\xbf"

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from preprocess.cleaning.drops import Drops
-from preprocess.corpus import runs, streams
+from preprocess.corpus import record_ranges, streams
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.inputs import CorpusSettings, open_corpus
+from preprocess.corpus.corpus import CorpusSettings
+from preprocess.corpus.inputs import open_corpus
 
 Record = tuple[int, str, "str | None", "str | None"]  # first byte, text, second, label
 WORDS = ["one", "zwei", "três", "四", "😀", "six.", "Seven"]
@@ -120,8 +121,8 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 def test_blocks_of_every_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, compression: str) -> None:
     if layout == "mediawiki":
         pytest.importorskip("mwparserfromhell", reason="needs mwparserfromhell")
-    monkeypatch.setattr(runs, "CHUNK_BYTES", 50)
-    monkeypatch.setattr(runs, "LOOK_BEHIND_BYTES", 3)
+    monkeypatch.setattr(record_ranges, "CHUNK_BYTES", 50)
+    monkeypatch.setattr(record_ranges, "LOOK_BEHIND_BYTES", 3)
     monkeypatch.setattr(streams, "PIECE_BYTES", 64)
     generator = random.Random(layout)
     made = [MAKERS[layout](generator) for _ in range(2)]
@@ -199,8 +200,8 @@ def test_memory_of_a_survey_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "MAX_DOCUMENT_BYTES", 5000)
-    monkeypatch.setattr(runs, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(record_ranges, "MAX_DOCUMENT_BYTES", 5000)
+    monkeypatch.setattr(record_ranges, "CHUNK_BYTES", 512)
     path = tmp_path / "x.txt"
     path.write_bytes(b"one\ntwo\n" + b"x" * 6000 + b"\nthree\n")
     corpus, _ = open_corpus(CorpusSettings(arguments=[str(path)], layout=("document_per_line",)), tmp_path)

@@ -11,8 +11,9 @@ import pytest
 
 from preprocess.cleaning.drops import Drops
 from preprocess.corpus.blocks import BlockReader
+from preprocess.corpus.corpus import CorpusSettings
 from preprocess.corpus.document import Document
-from preprocess.corpus.inputs import CorpusSettings, open_corpus
+from preprocess.corpus.inputs import open_corpus
 from preprocess.corpus.wikitext import is_too_broken, plain_text
 
 pytest.importorskip("mwparserfromhell", reason="needs mwparserfromhell")

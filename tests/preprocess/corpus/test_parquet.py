@@ -11,7 +11,8 @@ import pytest
 from preprocess.cleaning.drops import Drops
 from preprocess.corpus import parquet as reader_module
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.inputs import Corpus, CorpusSettings, open_corpus
+from preprocess.corpus.corpus import Corpus, CorpusSettings
+from preprocess.corpus.inputs import open_corpus
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")

@@ -117,7 +117,7 @@ def check_positions(tokenizer: Tokenizer, texts: list[str], one_each: bool = Tru
     for text in texts:
         done = 0
         for start, end in offsets(tokenizer, text):
-            visible = [index for index in range(max(start, done), end) if not is_white(text[index])]
+            visible = [index for index in range(max(start, done), end) if not text[index].isspace()]
             expected = begin + visible[0] if visible else -1
             done = max(done, end)
             if one_each:
@@ -127,8 +127,3 @@ def check_positions(tokenizer: Tokenizer, texts: list[str], one_each: bool = Tru
             token += 1
         begin += len(text) + 1
     assert token == len(ids)
-
-
-def is_white(character: str) -> bool:
-    """Whether a character is white space to Unicode; Python adds four control characters."""
-    return character.isspace() and character not in "\x1c\x1d\x1e\x1f"

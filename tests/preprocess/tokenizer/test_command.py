@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.corpus.inputs import CorpusSettings
+from preprocess.corpus.corpus import CorpusSettings
 from preprocess.tokenizer import TrainingSettings, load_tokenizer, train
 from preprocess.tokenizer.command import TrainingTexts, train_tokenizer
 

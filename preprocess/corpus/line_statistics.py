@@ -1,4 +1,4 @@
-"""The look of a text file's first lines: what tells the layouts apart."""
+"""Counts of a text file's first lines, which tell the layouts apart."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MIN_ROWS = 3
 MIN_BLOCKS = 8
 MAX_PARAGRAPHS = 200
 SAME_TABS = 0.98  # share of the lines
-MAX_LABELS = 1000
+MAX_DETECTED_LABELS = 1000
 MAX_LABEL_LENGTH = 40
 SENTENCE_BREAK = re.compile(r"[.!?][\"'”’)_*]* +[\"'“‘(_*]*[A-Z]|[。！？][”’」』）]*[^”’」』）\s]")
 DUMP_START = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<mediawiki\b", re.DOTALL)
 
 
-class Shape:
+class LineStatistics:
     """Counts of the lines of a sample, and those to judge them by.
 
     Args:
@@ -73,9 +73,9 @@ class Shape:
         return blocks
 
 
-def is_json_lines(shape: Shape) -> bool:
+def is_json_lines(statistics: LineStatistics) -> bool:
     """Whether the first lines are JSON objects."""
-    rows = shape.rows[:JSON_LINES]
+    rows = statistics.rows[:JSON_LINES]
     return bool(rows) and all(row.lstrip().startswith("{") and _is_object(row) for row in rows)
 
 
@@ -86,36 +86,36 @@ def _is_object(row: str) -> bool:
         return False
 
 
-def looks_like_one_json(path: str, shape: Shape) -> bool:
+def looks_like_one_json(path: str, statistics: LineStatistics) -> bool:
     """Whether a file named .json begins as one value spread over lines."""
-    return path.lower().endswith((".json", ".json.gz")) and shape.first_line.strip()[:1] in ("{", "[")
+    return path.lower().endswith((".json", ".json.gz")) and statistics.first_line.strip()[:1] in ("{", "[")
 
 
-def common_tabs(shape: Shape) -> int:
+def common_tabs(statistics: LineStatistics) -> int:
     """Return the number of tabs in each line if (nearly) all lines have as many, else 0."""
-    rows = shape.rows
+    rows = statistics.rows
     if len(rows) < MIN_ROWS:
         return 0
     tabs, count = Counter(row.count("\t") for row in rows).most_common(1)[0]
     return tabs if count >= SAME_TABS * len(rows) else 0
 
 
-def is_labels(shape: Shape, column: int) -> bool:
+def is_labels(statistics: LineStatistics, column: int) -> bool:
     """Whether a column holds few different short values."""
-    rows = [row.split("\t") for row in shape.rows]
+    rows = [row.split("\t") for row in statistics.rows]
     values = Counter(row[column].strip() for row in rows if len(row) > column)
-    few = len(values) <= min(MAX_LABELS, max(2, len(rows) // 4))
+    few = len(values) <= min(MAX_DETECTED_LABELS, max(2, len(rows) // 4))
     return few and all(0 < len(value) <= MAX_LABEL_LENGTH for value in values)
 
 
-def is_book(shape: Shape) -> bool:
+def is_book(statistics: LineStatistics) -> bool:
     """Whether blank lines separate the paragraphs of a longer text.
 
     Either the lines were broken to fit a width: most lines within blocks end within a sentence, and most blocks do not.
     Or most blocks are one line, many of them several sentences long, and there are headings. Or many blocks are nothing
     but a heading.
     """
-    blocks = shape.blocks
+    blocks = statistics.blocks
     if len(blocks) < MIN_BLOCKS:
         return False
     inner = [line for block in blocks for line in block[:-1]]
@@ -131,16 +131,16 @@ def is_book(shape: Shape) -> bool:
     return headings > 0 and 5 * several >= len(blocks) and 5 * len(single) > 3 * len(blocks)
 
 
-def is_double_spaced(shape: Shape) -> bool:
+def is_double_spaced(statistics: LineStatistics) -> bool:
     """Whether blank lines separate single lines of several sentences each: documents, as it seems."""
-    blocks = shape.blocks
-    if len(blocks) < MIN_BLOCKS or shape.num_lines > 1.1 * shape.num_blocks:
+    blocks = statistics.blocks
+    if len(blocks) < MIN_BLOCKS or statistics.num_lines > 1.1 * statistics.num_blocks:
         return False
     return 2 * sum(SENTENCE_BREAK.search(block[0]) is not None for block in blocks) > len(blocks)
 
 
-def is_prose(shape: Shape) -> bool:
+def is_prose(statistics: LineStatistics) -> bool:
     """Whether there are few lines, and many of them several sentences long: paragraphs of one document, as it seems."""
-    rows = shape.rows
+    rows = statistics.rows
     several = sum(SENTENCE_BREAK.search(row) is not None for row in rows)
     return 0 < len(rows) <= MAX_PARAGRAPHS and 10 * several >= 3 * len(rows)

@@ -1,4 +1,4 @@
-"""Arguments of a command to the files that they stand for, and the names of their sources."""
+"""--corpus arguments to the files that they stand for, and the names of their sources."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STANDARD_INPUT = "-"
+MAX_SOURCES = 1 << 16  # shards number them by uint16
 SOURCE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -26,9 +27,14 @@ def parse_arguments(arguments: Sequence[str]) -> list[Argument]:
     """Read ``[NAME=]PATH`` arguments; a path that exists as written has no name.
 
     Raises:
-        ValueError: if a name has other characters than letters, digits, ".", "_" and "-", two sources have one name, or
-            standard input is named twice.
+        ValueError: if a name has other characters than letters, digits, ".", "_" and "-", two sources have one name,
+            standard input is named twice, or there are more than MAX_SOURCES.
     """
+    if len(arguments) > MAX_SOURCES:
+        raise ValueError(
+            f"--corpus has {len(arguments):,} arguments, each of them a source, and at most {MAX_SOURCES:,} are "
+            "possible: give the folder or a quoted pattern (such as 'texts/*.txt'), which is one source"
+        )
     parsed = [_parse(argument) for argument in arguments]
     first: dict[str, Argument] = {}
     for argument in parsed:
@@ -42,6 +48,11 @@ def parse_arguments(arguments: Sequence[str]) -> list[Argument]:
     if sum(argument.path == STANDARD_INPUT for argument in parsed) > 1:
         raise ValueError("--corpus names standard input (-) twice: it can be read once")
     return parsed
+
+
+def reads_standard_input(arguments: Sequence[str]) -> bool:
+    """Whether one of ``[NAME=]PATH`` arguments is standard input."""
+    return any(_parse(argument).path == STANDARD_INPUT for argument in arguments if argument.endswith(STANDARD_INPUT))
 
 
 def _parse(argument: str) -> Argument:
@@ -62,15 +73,17 @@ def _parse(argument: str) -> Argument:
 def source_names(arguments: Sequence[Argument]) -> tuple[str, ...]:
     """Return the given names, and for the others the stem of the file or folder with -2, -3, ... where it is taken."""
     taken = {argument.name for argument in arguments if argument.name}
+    last_number: dict[str, int] = {}  # tried for each stem
     names = []
     for argument in arguments:
         name = argument.name
         if name is None:
             stem = _stem(argument.path)
-            number, name = 1, stem
+            number, name = last_number.get(stem, 1), stem
             while name in taken:
                 number += 1
                 name = f"{stem}-{number}"
+            last_number[stem] = number
             taken.add(name)
         names.append(name)
     return tuple(names)
@@ -85,6 +98,11 @@ def _stem(argument: str) -> str:
         path = path.parent
     resolved = path if path.name else path.resolve()
     if not resolved.is_file():
+        if resolved != path and not _is_utf8(resolved.name):
+            raise ValueError(
+                f"--corpus {argument}: the name of the folder '{_escaped(resolved.name)}' is not UTF-8; rename it, or "
+                f"name the source: --corpus NAME={argument}"
+            )
         return resolved.name or "corpus"
     if resolved.suffix in (".gz", ".zst", ".xz", ".bz2"):
         resolved = resolved.with_suffix("")
@@ -95,8 +113,34 @@ def expand(argument: str) -> list[tuple[str, str]]:
     """Return (path, name within the source) of each file that a path or pattern stands for, by path bytes.
 
     Raises:
-        ValueError: if there is none, a folder cannot be read, or symbolic links make a loop.
+        ValueError: if there is none, a folder cannot be read, symbolic links make a loop, or a name is not UTF-8.
     """
+    found = _expand(argument)
+    for path, _ in found:
+        if not _is_utf8(path):
+            raise ValueError(
+                f"the file name '{_escaped(path)}' (from --corpus {_escaped(argument)}) is not UTF-8, and a manifest "
+                "could not hold it: rename it, or all of a folder by "
+                "`convmv -r -f ENCODING -t UTF-8 --notest FOLDER`"
+            )
+    return found
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file name is UTF-8: Python reads other bytes as halves of surrogate pairs."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(name: str) -> str:
+    r"""Return a file name with its bytes that are not UTF-8 as \xff."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _expand(argument: str) -> list[tuple[str, str]]:
     if os.path.lexists(argument):
         return _expand_path(argument)
     if not glob.has_magic(argument):

@@ -13,12 +13,11 @@ from preprocess.corpus.corpus import InputFile
 from preprocess.corpus.layouts import BOUNDARIES, BYTE_ORDER_MARK, DOCUMENT_PER_FILE
 from preprocess.corpus.streams import open_stream
 from preprocess.corpus.text_errors import check_no_nul, line_of
-from preprocess.corpus.unchanged import changed, check_unchanged
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 14
 LOOK_BEHIND_BYTES = 1 << 12
-MAX_DOCUMENT_BYTES = 256 << 20
+MAX_DOCUMENT_BYTES = 128 << 20
 
 
 class TextFile:
@@ -35,7 +34,7 @@ class TextFile:
     def __init__(self, file: InputFile, max_expansion: int) -> None:
         self.file = file
         self.max_expansion = max_expansion
-        check_unchanged(file)
+        file.check_unchanged()
         self.stream = open_stream(file.path, file.compression, max_expansion)
         self.boundaries = BOUNDARIES[file.layout]
         self.head = self.stream.read(0, HEAD_BYTES)
@@ -50,7 +49,7 @@ class TextFile:
 
     def runs(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
         """Yield (offset, bytes) of the records that begin in [first, last); each run is whole records."""
-        check_unchanged(self.file)
+        self.file.check_unchanged()
         if first != self.reached:
             self._seek(first)
         self.reached = -1
@@ -61,7 +60,7 @@ class TextFile:
             self.base += cut
             check_no_nul(self.file.path, offset, run, self.line_number)
             yield offset, run
-        check_unchanged(self.file)
+        self.file.check_unchanged()
         self.reached = last
 
     def line_number(self, offset: int) -> int:
@@ -93,7 +92,7 @@ class TextFile:
         end = self.base + len(self.data)
         more = self.stream.read(end, max(CHUNK_BYTES, len(self.data) // 4))
         if (not more and end < self.file.num_bytes) or end + len(more) > self.file.num_bytes:
-            raise changed(self.file)
+            raise self.file.changed()
         self.data = self.data + more if self.data else more
         if len(self.data) > MAX_DOCUMENT_BYTES:
             raise ValueError(
