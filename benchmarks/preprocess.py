@@ -4,13 +4,17 @@ python benchmarks/preprocess.py speed   --case english=en.txt,vocab.txt --case c
 python benchmarks/preprocess.py scaling --corpus F... --tokenizer PATH --megabytes 100
 python benchmarks/preprocess.py memory  --corpus F... --tokenizer PATH --megabytes 250 1000
 
-speed: one process, one thread. Each round times ours with an empty cache, a plain loop over the same tokenizer of the
-``tokenizers`` library, ours again (warm) and the loop again, so that a change of the machine's load hits all; ratios
-are taken within a round, and the median over rounds is what to quote. With a word segmenter behind the tokenizer word
-starts are found too, and the reference is ``rjieba.cut`` alone. MB/s are 10^6 bytes of UTF-8 text per CPU second.
+speed: one process, one thread; a case is NAME=TEXT,TOKENIZER[,SEGMENTER], the text a document a line. Each round times
+the encoder with an empty cache (cold), a plain loop over the same tokenizer of the ``tokenizers`` library, the encoder
+again (warm), all that ``shards`` does with the text in one worker but for starting it (shards: reading, digests,
+sentences, a cold encoder, held-out documents, files on disk), and the loop again, so that a change of the machine's
+load hits all. Ratios to the loop are taken within a round, and the median over rounds is what to quote. With a word
+segmenter word starts are found too, and the reference is ``rjieba.cut`` alone. MB/s are 10^6 bytes of UTF-8 text per
+CPU second.
 
-scaling: wall-clock time of the whole ``shards`` command with 1 worker on N MB and with 2 workers on 2 N MB, start-up
-included, interleaved. memory: the peak of the summed proportional set sizes (PSS) of all its processes.
+scaling: wall-clock time of the whole command, start-up included, with 1 worker on N MB and 2 workers on 2 N MB,
+interleaved, in blocks of 16 MiB. memory: the peak of the summed proportional set sizes (PSS) of all its processes. Both
+repeat the given files, each time with another number in every 50th line, so caches are warmer than on new text.
 """
 
 from __future__ import annotations
@@ -36,8 +40,14 @@ import numpy as np
 import tokenizers
 
 from preprocess.building.encoding import BlockEncoder
+from preprocess.building.job import ShardJob
+from preprocess.building.settings import DEFAULT_SHARD_BYTES, ShardSettings
+from preprocess.building.work import WorkFolder
+from preprocess.corpus.corpus import CorpusSettings
 from preprocess.corpus.document import Document
-from preprocess.shards import library_versions, write_shard
+from preprocess.corpus.inputs import open_corpus
+from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
+from preprocess.shards import library_versions
 from preprocess.tokenizer import load_tokenizer
 from preprocess.words import build_segmenter
 
@@ -62,9 +72,9 @@ class Case:
 
     def __init__(self, argument: str) -> None:
         self.name, _, rest = argument.partition("=")
-        text, self.tokenizer_path, *segmenter = rest.split(",")
+        self.text_path, self.tokenizer_path, *segmenter = rest.split(",")
         self.segmenter = build_segmenter(segmenter[0]) if segmenter else None
-        self.lines = [line for line in Path(text).read_text(encoding="utf-8").split("\n") if line.strip()]
+        self.lines = [line for line in Path(self.text_path).read_text(encoding="utf-8").split("\n") if line.strip()]
         self.num_bytes = sum(len(line.encode()) + 1 for line in self.lines)
         tokenizer = load_tokenizer(self.tokenizer_path)
         with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +115,26 @@ class Case:
             raise SystemExit(f"{self.name}: the ids differ from those of tokenizers")
         return len(ids)
 
+    def shards(self) -> float:
+        """Return the CPU seconds of one worker for the whole text, start-up left out."""
+        with tempfile.TemporaryDirectory() as name:
+            output = Path(name)
+            settings = ShardSettings(
+                corpus=CorpusSettings(arguments=[self.text_path], layout=["document_per_line"]),
+                tokenizer=self.tokenizer_path,
+                output=name,
+                word_segmenter=self.segmenter.name if self.segmenter else None,
+            )
+            (output / HELDOUT_FOLDER).mkdir()
+            WorkFolder(output).make()
+            load_tokenizer(self.tokenizer_path).save(output / TOKENIZER_FOLDER)
+            corpus, _ = open_corpus(settings.corpus, output / "spool")
+            job = ShardJob(settings, corpus, output)
+            state = job.start()
+            state.tokenizer.encode(["a"])
+            blocks = range(corpus.num_blocks(settings.shard_bytes))
+            return cpu_seconds(lambda: [job.run(state, block, lambda _: None) for block in blocks])
+
     def round(self) -> dict[str, float]:
         """Time everything once: MB/s, and ratios to the reference."""
         encoder = self.encoder()
@@ -112,14 +142,9 @@ class Case:
         times = {"cold": cpu_seconds(lambda: self.ours(encoder).finish())}
         first = cpu_seconds(self.reference_loop)
         again = BlockEncoder(encoder.tokenizer, self.segmenter)
-        times["warm"] = cpu_seconds(lambda: self.ours(again))
-        arrays = again.finish()[0].arrays
-        assert arrays is not None
-        with tempfile.TemporaryDirectory() as folder:
-            writing = cpu_seconds(lambda: write_shard(Path(folder) / "shard.h5", arrays, ""))
-        second = cpu_seconds(self.reference_loop)
-        times["cold_and_writing"] = times["cold"] + writing
-        times["reference"] = (first + second) / 2
+        times["warm"] = cpu_seconds(lambda: self.ours(again).finish())
+        times["shards"] = self.shards()
+        times["reference"] = (first + cpu_seconds(self.reference_loop)) / 2
         speeds = {f"{name}_mb_per_s": self.num_bytes / 1e6 / seconds for name, seconds in times.items()}
         return speeds | {f"{name}_ratio": times["reference"] / times[name] for name in times if name != "reference"}
 
@@ -163,7 +188,7 @@ def repeated_corpus(sources: list[str], num_bytes: int, path: Path) -> None:
 def shards_command(corpus: Path, output: Path, options: argparse.Namespace, workers: int) -> list[str]:
     """Return the command that is measured."""
     command = [sys.executable, "-m", "preprocess", "shards", "--corpus", str(corpus), "--tokenizer", options.tokenizer]
-    command += ["--layout", "document_per_line"]
+    command += ["--layout", "document_per_line", "--shard_bytes", str(options.shard_bytes)]
     return [*command, "--output", str(output), "--workers", str(workers), *options.arguments]
 
 
@@ -241,9 +266,11 @@ def main() -> None:
         command.add_argument("--corpus", nargs="+", required=True)
         command.add_argument("--tokenizer", required=True)
         command.add_argument("--megabytes", nargs="+", type=float, default=default)
-        command.add_argument("--workers", type=int, default=2)
         command.add_argument("--scratch", help="folder for temporary files")
         command.add_argument("arguments", nargs=argparse.REMAINDER, help="behind --: further options of `shards`")
+    commands.choices["scaling"].set_defaults(shard_bytes=16 << 20)
+    commands.choices["memory"].set_defaults(shard_bytes=DEFAULT_SHARD_BYTES)
+    commands.choices["memory"].add_argument("--workers", type=int, default=2)
     for command in commands.choices.values():
         command.add_argument("--rounds", type=int, default=5)
         command.add_argument("--output", help="JSON file to write")

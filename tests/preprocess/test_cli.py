@@ -180,7 +180,7 @@ def test_options_with_several_values_add_up() -> None:
                 "a=b",
                 "--text_field",
                 "c",
-            ]  # fmt: skip
+            ]
         )
         settings = shard_settings(options)
         assert settings.corpus.arguments == ("x", "y")
