@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import io
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from preprocess.building.block_inputs import block_files, files_of_block, text_key
 from preprocess.building.encoding import BlockEncoder, EncodedPart
 from preprocess.building.settings import ShardSettings
-from preprocess.building.work import BlockRecord, WorkFolder, digest_of_file
+from preprocess.building.work import BlockRecord, SourceCounts, WorkFolder, digest_of_file
 from preprocess.cleaning.drops import Drops
 from preprocess.cleaning.duplicates import (
     SentenceFilter,
@@ -26,7 +24,7 @@ from preprocess.cleaning.duplicates import (
 from preprocess.cleaning.sentences import Splitter, build_splitter, split_sentences
 from preprocess.cleaning.steps import cleaning_steps
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.corpus import Corpus, InputFile
+from preprocess.corpus.corpus import Corpus
 from preprocess.corpus.document import Document
 from preprocess.files import open_atomically
 from preprocess.manifest import ShardEntry
@@ -99,7 +97,8 @@ class DigestJob:
             digests = [
                 sentence_digest(sentence) for document in documents for sentence in split_sentences(document, splitter)
             ]
-        write_digests(WorkFolder(self.output).digests_path(block, digest.hex), digests)
+        key = text_key(block_files(self.corpus, block, self.settings.shard_bytes), digest.hex)
+        write_digests(WorkFolder(self.output).digests_path(block, key), digests)
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ class ShardJob:
             if encoded.arrays is not None:
                 path = folder / shard_name(block)
                 entries[part] = write_shard(path, encoded.arrays, digest, self.settings.compression)
-            counts += [[part, source, *numbers] for source, numbers in encoded.counts.items()]
+            counts += [SourceCounts(part, source, *numbers) for source, numbers in encoded.counts.items()]
         work.write_record(
             BlockRecord(
                 block=block,
@@ -209,17 +208,3 @@ class ShardJob:
                 source_counts=counts,
             )
         )
-
-
-def block_files(corpus: Corpus, block: int, block_bytes: int) -> list[list[Any]]:
-    """Return [source, description] of each file that has bytes in a block's range."""
-    return [[file.source, file.description()] for file in files_of_block(corpus, block, block_bytes)]
-
-
-def files_of_block(corpus: Corpus, block: int, block_bytes: int) -> Sequence[InputFile]:
-    """Return the files that have bytes in a block's range."""
-    first, last = block * block_bytes, (block + 1) * block_bytes
-    start_of = operator.attrgetter("start")
-    begin = max(0, bisect.bisect_right(corpus.files, first, key=start_of) - 1)
-    end = bisect.bisect_left(corpus.files, last, key=start_of)
-    return [file for file in corpus.files[begin:end] if file.start + file.num_bytes > first]

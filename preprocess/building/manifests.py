@@ -90,9 +90,9 @@ def _totals(entries: Sequence[ShardEntry | None]) -> dict[str, int]:
 def _sources(plan: Mapping[str, Any], records: Sequence[BlockRecord], part: str) -> list[Source]:
     totals: Counter[tuple[int, str]] = Counter()
     for record in records:
-        for record_part, source, *counts in record.source_counts:
-            if record_part == part:
-                totals.update({(source, name): count for name, count in zip(COUNTED, counts, strict=True)})
+        for counts in record.source_counts:
+            if counts.part == part:
+                totals.update({(counts.source, name): getattr(counts, name) for name in COUNTED})
     return [
         Source(**{**fields, **{f"num_{name}": totals[index, name] for name in COUNTED}})
         for index, fields in enumerate(plan["sources"])

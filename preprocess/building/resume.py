@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from preprocess.building.job import HashJob, block_files, files_of_block
+from preprocess.building.block_inputs import block_files, files_of_block, text_key
+from preprocess.building.job import HashJob
 from preprocess.building.settings import ShardSettings
 from preprocess.building.work import BlockRecord, WorkFolder
 from preprocess.corpus.corpus import Corpus
@@ -32,18 +33,19 @@ def keep_what_fits(
     own = set(blocks)
     records = {block: work.read_record(block) for block in on_disk if block in own}
     digests = {block: paths for block, paths in work.all_digests().items() if block in own}
-    hashes = _hashes(settings, corpus, sorted({block for block, record in records.items() if record} | digests.keys()))
+    looked_at = sorted({block for block, record in records.items() if record} | digests.keys())
+    hashes = hashes_now(corpus, looked_at, settings.shard_bytes, settings.workers)
+    files = {block: block_files(corpus, block, settings.shard_bytes) for block in looked_at}
     for block, paths in digests.items():
         for path in paths:
-            if path != work.digests_path(block, hashes[block]):
+            if path != work.digests_path(block, text_key(files[block], hashes[block])):
                 path.unlink()
     done: set[int] = set()
     stale: set[int] = set()
     damaged: set[int] = set()
     for block, record in records.items():
         if record is not None:
-            same_files = record.files == block_files(corpus, block, settings.shard_bytes)
-            fits = same_files and record.input_sha256 == hashes[block]
+            fits = text_key(record.files, record.input_sha256) == text_key(files[block], hashes[block])
             (stale if not fits else done if _is_whole(work, record, settings) else damaged).add(block)
     for block in records.keys() - done:
         work.forget(block)
@@ -56,11 +58,11 @@ def keep_what_fits(
     return done
 
 
-def _hashes(settings: ShardSettings, corpus: Corpus, blocks: Sequence[int]) -> dict[int, str]:
-    """Return the digests of the texts that blocks have now."""
-    job = HashJob(corpus, settings.shard_bytes)
-    with progress_bar("comparing with what is done", len(blocks) * settings.shard_bytes) as progress:
-        return dict(zip(blocks, run_blocks(job, blocks, settings.workers, progress), strict=True))
+def hashes_now(corpus: Corpus, blocks: Sequence[int], block_bytes: int, num_workers: int) -> dict[int, str]:
+    """Return the sha256 of the bytes that blocks have now."""
+    job = HashJob(corpus, block_bytes)
+    with progress_bar("comparing with what is done", len(blocks) * block_bytes) as progress:
+        return dict(zip(blocks, run_blocks(job, blocks, num_workers, progress), strict=True))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,36 @@ from preprocess.manifest import ShardEntry
 from preprocess.output_folder import HELDOUT_FOLDER, WORK_FOLDER, shard_name
 
 PLAN_NAME = "plan.json"
+PLAN_TRIES = 20
+PLAN_SECONDS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFile:
+    """A file that a block has bytes of.
+
+    Attributes:
+        source: index of its source.
+        description: what decides its documents, apart from the block's own bytes.
+        stored_bytes: its size on disk when the block was made.
+        modified_ns: time of its last change then.
+    """
+
+    source: int
+    description: dict[str, Any]
+    stored_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """What a block gave of one source to one part: "kept" or "heldout"."""
+
+    part: str
+    source: int
+    documents: int
+    sentences: int
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +58,20 @@ class BlockRecord:
     """What one block gave; entries are None where it has no document.
 
     Attributes:
-        files: [source, description] of the files that the block has text of.
+        files: those that the block has bytes of.
         duplicates_sha256: digest of the list of duplicates that were left out; "" without one.
         num_replaced: documents in which bytes that are not UTF-8 became U+FFFD.
-        source_counts: [part ("kept" or "heldout"), source, documents, sentences, tokens].
     """
 
     block: int
     kept: ShardEntry | None
     heldout: ShardEntry | None
     input_sha256: str
-    files: list[list[Any]]
+    files: list[BlockFile]
     duplicates_sha256: str = ""
     dropped: dict[str, int] = field(default_factory=dict)
     num_replaced: int = 0
-    source_counts: list[list[Any]] = field(default_factory=list)
+    source_counts: list[SourceCounts] = field(default_factory=list)
 
 
 class WorkFolder:
@@ -64,9 +94,9 @@ class WorkFolder:
         """Return where the record of a block is."""
         return self.path / f"block-{block:05d}.json"
 
-    def digests_path(self, block: int, input_sha256: str) -> Path:
+    def digests_path(self, block: int, text_key: str) -> Path:
         """Return where the digests of a block's documents are: pass 1 of finding duplicates."""
-        return self.path / "digests" / f"block-{block:05d}-{input_sha256[:16]}.npy"
+        return self.path / "digests" / f"block-{block:05d}-{text_key[:16]}.npy"
 
     def known_digests(self, block: int) -> list[Path]:
         """Return the files of digests of a block: one for each text that it has had."""
@@ -102,6 +132,8 @@ class WorkFolder:
             fields = json.loads(self.record_path(block).read_bytes())
             for part in ("kept", "heldout"):
                 fields[part] = ShardEntry(**fields[part]) if fields[part] else None
+            fields["files"] = [BlockFile(**file) for file in fields["files"]]
+            fields["source_counts"] = [SourceCounts(**counts) for counts in fields["source_counts"]]
             return BlockRecord(**fields)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -158,15 +190,41 @@ class WorkFolder:
 
     def offer_plan(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Write the plan unless another run was first; return the one that is there."""
+        path = self.path / PLAN_NAME
         temporary = self.path / f"{PLAN_NAME}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
-        temporary.write_bytes(_render(plan))
-        sync_to_disk(temporary)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, self.path / PLAN_NAME)  # unlike a rename, this fails if the name is taken
-        temporary.unlink()
-        found = self.read_plan()
+        try:
+            temporary.write_bytes(_render(plan))
+            sync_to_disk(temporary)
+            os.link(temporary, path)  # unlike a rename, this fails if the name is taken
+        except FileExistsError:
+            pass
+        except OSError:  # a full disk, or a file system without hard links
+            _write_new(path, _render(plan))
+        finally:
+            temporary.unlink(missing_ok=True)
+        found = self._read_plan_of_other()
         assert found is not None
         return found
+
+    def _read_plan_of_other(self) -> dict[str, Any] | None:
+        """Read the plan; without hard links another run may be about to write it."""
+        for _ in range(PLAN_TRIES):
+            with contextlib.suppress(ValueError):
+                return self.read_plan()
+            time.sleep(PLAN_SECONDS)
+        return self.read_plan()
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file unless it is there."""
+    with contextlib.suppress(FileExistsError), open(path, "xb") as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _render(plan: dict[str, Any]) -> bytes:

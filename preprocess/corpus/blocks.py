@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import operator
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -91,13 +89,8 @@ class BlockReader:
     def _ranges(self, index: int) -> Iterator[tuple[OpenFile, int, int]]:
         """Yield (file, first, last) of the range within each file that a block touches."""
         first, last = index * self.block_bytes, (index + 1) * self.block_bytes
-        start_of = operator.attrgetter("start")
-        files = self.corpus.files
-        begin = max(0, bisect.bisect_right(files, first, key=start_of) - 1)
-        end = bisect.bisect_left(files, last, key=start_of)
-        for file in files[begin:end]:
-            if file.start + file.num_bytes > first:
-                yield self._open(file), max(0, first - file.start), last - file.start
+        for file in self.corpus.files_between(first, last):
+            yield self._open(file), max(0, first - file.start), last - file.start
 
     def _open(self, file: InputFile) -> OpenFile:
         if self._opened is None or self._file is not file:
