@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -114,7 +115,13 @@ def _spool(corpus: CorpusSettings) -> Iterator[Path | None]:
 
 
 def _output_problems(folder: Path) -> list[str]:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return []
-    what = "holds a tokenizer already" if (folder / "tokenizer.json").is_file() else "is not an empty folder"
-    return [f"--output {folder} {what}; give a new folder, or delete it first"]
+    """Everything that would keep the tokenizer from being saved, known before the corpus is read."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        what = "holds a tokenizer already" if (folder / "tokenizer.json").is_file() else "is not an empty folder"
+        return [f"--output {folder} {what}; give a new folder, or delete it first"]
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        return [f"--output {folder}: {nearest} is a file; give a new folder elsewhere"]
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return [f"--output {folder}: {nearest} may not be written to; give a new folder elsewhere"]
+    return []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.cleaning.drops import Drops
-from preprocess.corpus import spooling, streams, survey
+from preprocess.corpus import arguments, spooling, streams, survey
 from preprocess.corpus.blocks import BlockReader
 from preprocess.corpus.corpus import Corpus, CorpusSettings
 from preprocess.corpus.document import Document
@@ -73,6 +73,64 @@ def test_source_names_that_cannot_be(tmp_path: Path) -> None:
         opened("a=")
     with pytest.raises(ValueError, match=r"--corpus names standard input \(-\) twice"):
         opened("-", "b=-")
+
+
+def test_sources_of_one_stem_have_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name is looked up about once, not once for each number that is taken."""
+    looked_up = 0
+
+    class Counted(str):
+        def __hash__(self) -> int:
+            nonlocal looked_up
+            looked_up += 1
+            return super().__hash__()
+
+        def __format__(self, spec: str) -> str:
+            nonlocal looked_up
+            looked_up += 1
+            return str(self)
+
+    monkeypatch.setattr(arguments, "_stem", Counted)
+    many = [arguments.Argument("x", "x", None) for _ in range(500)] + [arguments.Argument("x-3=y", "y", "x-3")]
+    names = arguments.source_names(many)
+    assert names == ("x", "x-2", *(f"x-{number}" for number in range(4, 502)), "x-3")
+    assert looked_up < 10 * len(many)
+
+
+def test_too_many_sources(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("text\n")
+    message = (
+        r"--corpus has 65,537 arguments, each of them a source, and at most 65,536 are possible: give the folder or"
+    )
+    with pytest.raises(ValueError, match=message + " a quoted pattern"):
+        opened(*[tmp_path / "x.txt"] * 65_537)
+
+
+def test_file_names_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = os.fsencode(tmp_path)
+    os.mkdir(folder + b"/caf\xe9")
+    with open(folder + b"/caf\xe9/x.txt", "w") as file:
+        file.write("text\n")
+    message = (
+        r"the file name '.*/caf\\xe9/x.txt' \(from --corpus .*\) is not UTF-8, .*rename it, .*`convmv -r -f ENCODING"
+    )
+    for argument in (str(tmp_path), f"{tmp_path}/*/x.txt", os.fsdecode(folder + b"/caf\xe9/x.txt")):
+        with pytest.raises(ValueError, match=message):
+            opened(argument)
+    monkeypatch.chdir(folder + b"/caf\xe9")
+    with pytest.raises(ValueError, match=r"--corpus \.: the name of the folder 'caf\\xe9' is not UTF-8; .*NAME=\."):
+        opened(".")
+    corpus, _ = opened("cafe=.")
+    assert json.loads(json.dumps(corpus.description()).encode())["sources"][0]["name"] == "cafe"
+
+
+def test_standard_input_among_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=-").write_text("text\n")
+    assert arguments.reads_standard_input(["x.txt", "-"]) and arguments.reads_standard_input(["b=-"])
+    assert not arguments.reads_standard_input(["a=-", "x-", "./-"])
+    with pytest.raises(ValueError, match="standard input is a source: a folder to keep it in is needed"):
+        open_corpus(CorpusSettings(arguments=["-"]), None)
 
 
 def test_settings_of_single_sources(tmp_path: Path) -> None:
@@ -315,3 +373,14 @@ def test_a_file_too_large_to_be_a_document(tmp_path: Path, monkeypatch: pytest.M
     message = r"x.txt would be one document of 500 bytes, and at most 100 are possible: split the file, or give another"
     with pytest.raises(ValueError, match=message):
         opened(tmp_path / "x.txt", layout="document_per_file")
+
+
+def test_the_largest_document(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"text    " * (1 << 24))
+    assert opened(path, layout="document_per_file")[0].num_bytes == 128 << 20
+    with open(path, "ab") as file:
+        file.write(b"t")
+    with pytest.raises(ValueError, match=r"one document of 134,217,729 bytes, and at most 134,217,728 are possible"):
+        opened(path, layout="document_per_file")
+    path.unlink()

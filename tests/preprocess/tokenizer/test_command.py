@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from preprocess.corpus.corpus import CorpusSettings
+from preprocess.corpus.inputs import open_corpus
 from preprocess.tokenizer import TrainingSettings, load_tokenizer, train
 from preprocess.tokenizer.command import TrainingTexts, train_tokenizer
 
@@ -37,8 +40,6 @@ def test_trains_and_saves(corpus: CorpusSettings, tmp_path: Path, kind: str) -> 
 
 
 def test_sample_of_a_corpus(corpus: CorpusSettings, tmp_path: Path) -> None:
-    from preprocess.corpus.inputs import open_corpus
-
     opened, _ = open_corpus(corpus, tmp_path / "spool")
     read: list[int] = []
     texts = TrainingTexts(opened, opened.num_bytes // 4, read.append)
@@ -63,3 +64,45 @@ def test_all_problems_are_told_together(corpus: CorpusSettings, tmp_path: Path) 
     (tmp_path / "t" / "tokenizer.json").write_text("")
     with pytest.raises(ValueError, match=r"--output .* holds a tokenizer already"):
         train_tokenizer(corpus, TrainingSettings(), tmp_path / "t")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--output .*/file/t: .*/file is a file; give a new folder elsewhere"):
+        train_tokenizer(corpus, TrainingSettings(), tmp_path / "file" / "t")
+    with pytest.raises(ValueError, match="workers is 0: at least 1 is needed"):
+        train_tokenizer(corpus, TrainingSettings(), tmp_path / "new", num_workers=0)
+
+
+def test_an_output_that_may_not_be_written(
+    corpus: CorpusSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ValueError, match=r"--output .*new/t: .* may not be written to; give a new folder elsewhere"):
+        train_tokenizer(corpus, TrainingSettings(), tmp_path / "new" / "t")
+
+
+def test_nothing_is_written_beside_the_output_before_it_is_saved(corpus: CorpusSettings, tmp_path: Path) -> None:
+    """What stands there while the corpus is read would stay after a ``kill -9``."""
+    seen = []
+
+    def say(line: str) -> None:
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+
+    train_tokenizer(corpus, TrainingSettings(vocab_size=60), tmp_path / "new" / "t", say=say)
+    assert seen[0] == ["corpus"]
+    assert seen[-1] == ["corpus", "new"]
+
+
+def test_standard_input_is_kept_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "some words of a line\n" * 50
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    spooled = []
+
+    def say(line: str) -> None:
+        spooled.extend(path.read_text() for path in tmp_path.glob("temporary/tokenizer-*/stdin"))
+
+    settings = TrainingSettings(vocab_size=60)
+    piped = train_tokenizer(CorpusSettings(arguments=["piped=-"]), settings, tmp_path / "t", say=say)
+    assert spooled[0] == text
+    assert not list((tmp_path / "temporary").iterdir())
+    assert piped.digest == train(text.splitlines(), settings).digest
