@@ -106,7 +106,8 @@ def read_manifest(folder: Path | str) -> Manifest:
     """Read and check the manifest of a shard folder.
 
     Raises:
-        ValueError: if there is none, it was changed after it was written, its format is not known, or a field is not as it must be.
+        ValueError: if there is none, it was changed after it was written, its format is not known, or a field
+            is not as it must be.
     """
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preprocess.files import write_atomically
+from preprocess.folders.counts import SourceCounts, count_problems, totals, with_counts
 from preprocess.folders.rewriting import RewriteJob, Rewritten, Task
 from preprocess.folders.verification import has_heldout
 from preprocess.manifest import (
@@ -27,7 +28,6 @@ from preprocess.progress import progress_bar
 from preprocess.shards import COMPRESSIONS, ShardReader
 from preprocess.workers import run_blocks
 
-COUNTED = ("documents", "sentences", "tokens")
 DEFAULT_COMPRESSION = "zstd"
 
 
@@ -61,7 +61,7 @@ def read_folder(folder: Path | str) -> ShardFolder:
     """Read the manifests of a shard folder.
 
     Raises:
-        ValueError: if it is no finished shard folder, or that of held-out documents.
+        ValueError: if it is no finished shard folder, or that of held-out documents, or contradicts itself.
     """
     main = read_manifest(folder)
     if not main.tokenizer.get("files"):
@@ -69,9 +69,12 @@ def read_folder(folder: Path | str) -> ShardFolder:
             f"{folder} has no tokenizer of its own: it holds the held-out documents of {main.folder.resolve().parent}; "
             "give that folder, they go along"
         )
-    if not has_heldout(main):
+    heldout = read_manifest(main.folder / HELDOUT_FOLDER) if has_heldout(main) else None
+    problems = count_problems(main, heldout) + (count_problems(heldout, None) if heldout else [])
+    if problems:
+        raise ValueError(problems[0])
+    if heldout is None:
         return ShardFolder(main, None)
-    heldout = read_manifest(main.folder / HELDOUT_FOLDER)
     if heldout.labels != main.labels or heldout.tokenizer["digest"] != main.tokenizer["digest"]:
         raise ValueError(f"{heldout.folder / MANIFEST_NAME} belongs to other shards than {main.folder / MANIFEST_NAME}")
     return ShardFolder(main, heldout)
@@ -131,55 +134,73 @@ def write_folder(plan: FolderPlan, num_workers: int) -> Manifest:
         job = RewriteJob(tasks, plan.optional, plan.compression, plan.output / TOKENIZER_FOLDER)
         with progress_bar(f"writing {plan.output.name}", sum(task.entry.num_bytes for task in tasks)) as progress:
             results = run_blocks(job, range(len(tasks)), num_workers, progress)
-        return _write_manifests(plan, results[: len(plan.kept)], results[len(plan.kept) :])
-
-
-def _write_manifests(plan: FolderPlan, kept: list[Rewritten], heldout: list[Rewritten]) -> Manifest:
-    tokenizer = {name: value for name, value in plan.model.main.tokenizer.items() if name != "files"}
-    common: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "settings": plan.settings,
-        "labels": plan.labels,
-    }
-    heldout_counts = totals([result.entry for result in heldout])
-    if plan.heldout is not None:
-        manifest = Manifest(
-            folder=plan.output / HELDOUT_FOLDER,
-            tokenizer=tokenizer,
-            sources=_with_counts(plan.sources, heldout),
-            shards=[result.entry for result in heldout if result.entry],
-            counts=heldout_counts,
-            **common,
+        return write_manifests(
+            plan.output,
+            plan.model.main.tokenizer,
+            plan.sources,
+            plan.labels,
+            plan.settings,
+            _part(results[: len(plan.kept)]),
+            None if plan.heldout is None else _part(results[len(plan.kept) :]),
+            plan.more_counts,
         )
-        write_manifest(manifest, manifest.folder)
-    counts = totals([result.entry for result in kept])
-    counts |= {f"heldout_{name}": count for name, count in heldout_counts.items()}
+
+
+@dataclass(frozen=True)
+class FolderPart:
+    """The documents that are kept, or those that are held out: the shards in order, and the counts in all of them."""
+
+    shards: list[ShardEntry]
+    counts: list[SourceCounts]
+
+
+def write_manifests(
+    output: Path,
+    tokenizer: Mapping[str, Any],
+    sources: Sequence[Source],
+    labels: list[str],
+    settings: dict[str, Any],
+    kept: FolderPart,
+    heldout: FolderPart | None,
+    more_counts: dict[str, int],
+) -> Manifest:
+    """Write the manifest of the held-out documents, if the folder is to have any, then the main one, and return it.
+
+    Args:
+        tokenizer: of the main manifest, with its files.
+        sources: counts are filled in.
+        more_counts: beside those of documents, sentences and tokens.
+    """
+    identity = {name: value for name, value in tokenizer.items() if name != "files"}
+    heldout_counts = totals(heldout.shards if heldout else [])
+    counts = totals(kept.shards) | {f"heldout_{name}": count for name, count in heldout_counts.items()} | more_counts
     manifest = Manifest(
-        folder=plan.output,
-        tokenizer=plan.model.main.tokenizer,
-        sources=_with_counts(plan.sources, kept),
-        shards=[result.entry for result in kept if result.entry],
-        counts=counts | plan.more_counts,
-        **common,
+        folder=output,
+        format_version=FORMAT_VERSION,
+        tokenizer=dict(tokenizer),
+        sources=with_counts(sources, kept.counts),
+        shards=kept.shards,
+        settings=settings,
+        counts=counts,
+        labels=labels,
     )
-    write_manifest(manifest, manifest.folder)
+    if heldout is not None:
+        write_manifest(
+            dataclasses.replace(
+                manifest,
+                tokenizer=identity,
+                sources=with_counts(sources, heldout.counts),
+                shards=heldout.shards,
+                counts=heldout_counts,
+            ),
+            output / HELDOUT_FOLDER,
+        )
+    write_manifest(manifest, output)
     return manifest
 
 
-def _with_counts(sources: Sequence[Source], results: Sequence[Rewritten]) -> list[Source]:
-    counts = [[0, 0, 0] for _ in sources]
-    for result in results:
-        for source, numbers in result.counts.items():
-            counts[source] = [sum(pair) for pair in zip(counts[source], numbers, strict=True)]
-    return [
-        dataclasses.replace(source, num_documents=documents, num_sentences=sentences, num_tokens=tokens)
-        for source, (documents, sentences, tokens) in zip(sources, counts, strict=True)
-    ]
-
-
-def totals(entries: Sequence[ShardEntry | None]) -> dict[str, int]:
-    """Return the numbers of documents, sentences and tokens of shards."""
-    return {name: sum(getattr(entry, f"num_{name}") for entry in entries if entry) for name in COUNTED}
+def _part(results: Sequence[Rewritten]) -> FolderPart:
+    return FolderPart([result.entry for result in results if result.entry], [result.counts for result in results])
 
 
 def copy_tokenizer(manifest: Manifest, output: Path) -> None:
@@ -188,7 +209,7 @@ def copy_tokenizer(manifest: Manifest, output: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, digest in manifest.tokenizer["files"].items():
         path = manifest.folder / TOKENIZER_FOLDER / name
-        if Path(name).name != name or not path.is_file():
+        if not path.is_file():
             raise ValueError(f"{path} is missing, and the manifest lists it; copy the folder again or make it again")
         check_file(path, digest)
         write_atomically(folder / name, path.read_bytes())

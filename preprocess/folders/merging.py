@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.folders.assembly import FolderPlan, ShardFolder, check_apart, read_folder, summary, write_folder
+from preprocess.folders.counts import other_counts
 from preprocess.folders.rewriting import Origin, Task
+from preprocess.folders.verification import check_workers
 from preprocess.manifest import Manifest, Source
+from preprocess.manifest_fields import MAX_SOURCES
 from preprocess.output_folder import HELDOUT_FOLDER, shard_name
 from preprocess.shards import OPTIONAL, library_versions
 
-MAX_SOURCES = 1 << 16
 OWN_SETTINGS = ("input_sha256", "versions", "merged_from", "split_from", "split_part")
 
 
@@ -34,6 +36,7 @@ def merge_folders(
         ValueError: if the folders do not fit together, one is damaged, or ``output`` is taken.
         OSError: when the disk is full.
     """
+    check_workers(num_workers)
     if len(folders) < 2:
         raise ValueError(f"merge needs at least two shard folders, and {len(folders)} was given")
     output = Path(output)
@@ -56,11 +59,6 @@ def _plan(output: Path, parts: list[ShardFolder], united: _United, settings: dic
     heldout: list[Task] | None = None
     if parts[0].heldout is not None:
         heldout = _tasks([part.heldout for part in parts if part.heldout], united, output / HELDOUT_FOLDER)
-    dropped: dict[str, int] = {}
-    for part in parts:
-        for name, count in part.main.counts.items():
-            if name.startswith("dropped_"):
-                dropped[name] = dropped.get(name, 0) + count
     present = {name for part in parts for name in part.optional}
     return FolderPlan(
         output=output,
@@ -70,7 +68,7 @@ def _plan(output: Path, parts: list[ShardFolder], united: _United, settings: dic
         sources=united.sources,
         labels=united.labels,
         settings=settings,
-        more_counts=dropped,
+        more_counts=other_counts(part.main for part in parts),
         optional=tuple(name for name in OPTIONAL if name in present),
         compression=settings["compression"],
     )

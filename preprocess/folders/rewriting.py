@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.folders.counts import SourceCounts, count_by_source
 from preprocess.folders.verification import read_checked
 from preprocess.manifest import Manifest, ShardEntry
 from preprocess.shards import ShardArrays, write_shard
@@ -47,7 +48,7 @@ class Rewritten:
     """The shard that was written, None if no document was left; source -> documents, sentences, tokens."""
 
     entry: ShardEntry | None
-    counts: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    counts: SourceCounts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,17 +132,6 @@ def select_documents(arrays: ShardArrays, chosen: Bools) -> ShardArrays:
         document_label=None if arrays.document_label is None else arrays.document_label[chosen],
         second_offsets=second,
     )
-
-
-def count_by_source(arrays: ShardArrays) -> dict[int, tuple[int, int, int]]:
-    """Return the numbers of documents, sentences and tokens of each source that has any."""
-    tokens = np.diff(arrays.document_offsets)
-    sentences = np.diff(np.searchsorted(arrays.sentence_offsets, arrays.document_offsets))
-    counts = {}
-    for source in np.unique(arrays.document_source).tolist():
-        own = arrays.document_source == source
-        counts[source] = (int(own.sum()), int(sentences[own].sum()), int(tokens[own].sum()))
-    return counts
 
 
 def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

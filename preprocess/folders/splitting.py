@@ -13,6 +13,7 @@ import numpy as np
 
 from preprocess.folders.assembly import FolderPlan, ShardFolder, check_apart, read_folder, summary, write_folder
 from preprocess.folders.rewriting import LEFT_OUT, Origin, Task
+from preprocess.folders.verification import check_workers
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, Source, read_manifest
 from preprocess.output_folder import HELDOUT_FOLDER
 from preprocess.progress import progress_bar
@@ -44,6 +45,7 @@ def split_folder(
         ValueError: if there are more parts than documents, a shard is damaged, or a folder is taken.
         OSError: when the disk is full.
     """
+    check_workers(num_workers)
     if (into is None) == (by is None) or by not in (None, "source"):
         raise ValueError(f"split needs either --into N or --by source, and got into={into} and by={by}")
     output = Path(output)

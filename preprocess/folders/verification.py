@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.folders.counts import SourceCounts, count_by_source, count_problems, source_problems
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, check_file, check_shard, read_manifest
 from preprocess.output_folder import CACHE_FOLDER, HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME
 from preprocess.progress import progress_bar
@@ -18,13 +19,18 @@ from preprocess.workers import run_blocks
 def verify_folder(folder: Path | str, num_workers: int = 1) -> list[str]:
     """Return everything wrong with a shard folder, one text for each bad file; none if it is as it was written.
 
-    Checked: the manifests against their own digests; each file's size and sha256; each dataset read in full, its
-    offsets rising, its ids below the vocabulary's size, its content digest; that all shards have the same datasets;
-    that no file is missing or unknown. The texts and their order are the same for any number of workers.
+    Checked: the manifests against their own digests, every field of them, their counts against the shards; each
+    file's size and sha256; each dataset read in full, its offsets rising, its ids below the vocabulary's size, its
+    content digest; that all shards have the same datasets; that no file is missing or unknown. The texts and their
+    order are the same for any number of workers.
 
     Args:
         num_workers: processes that read the shards.
+
+    Raises:
+        ValueError: if there is no finished shard folder, or no worker.
     """
+    check_workers(num_workers)
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}")
@@ -46,8 +52,14 @@ def verify_folder(folder: Path | str, num_workers: int = 1) -> list[str]:
         problems += found.pop(0)
         problems += _verify_tokenizer(manifest)
         problems += _unknown_files(manifest)
-    problems += _contradictions(manifests)
+    problems += _contradictions(manifests, folder)
     return problems
+
+
+def check_workers(num_workers: int) -> None:
+    """Refuse less than one process."""
+    if num_workers < 1:
+        raise ValueError(f"workers is {num_workers}: at least 1 is needed")
 
 
 def has_heldout(manifest: Manifest) -> bool:
@@ -65,6 +77,9 @@ def _verify_shards(manifests: list[Manifest], num_workers: int) -> list[list[str
         own, checked = checked[: len(manifest.shards)], checked[len(manifest.shards) :]
         found.append([shard.problem for shard in own if shard.problem])
         found[-1] += _unlike(manifest, [shard.optional for shard in own])
+        counts = [shard.counts for shard in own if shard.counts is not None]
+        if len(counts) == len(own):  # else the damage tells enough
+            found[-1] += source_problems(manifest, counts)
     return found
 
 
@@ -82,10 +97,11 @@ def _unlike(manifest: Manifest, optional: list[tuple[str, ...] | None]) -> Itera
 
 @dataclass(frozen=True)
 class CheckedShard:
-    """What is wrong with a shard, if anything, and the optional datasets that it has (None if it is damaged)."""
+    """What is wrong with a shard; of a whole one, the optional datasets that it has and the counts of its sources."""
 
     problem: str | None
-    optional: tuple[str, ...] | None
+    optional: tuple[str, ...] | None = None
+    counts: SourceCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +117,10 @@ class VerifyJob:
         """Check one shard."""
         manifest, entry = self.work[block]
         try:
-            return CheckedShard(None, read_checked(manifest, entry).optional)
+            arrays = read_checked(manifest, entry)
+            return CheckedShard(None, arrays.optional, count_by_source(arrays))
         except (ValueError, OSError) as error:
-            return CheckedShard(str(error), None)
+            return CheckedShard(str(error))
         finally:
             progress(entry.num_bytes)
 
@@ -173,12 +190,17 @@ def _unknown_files(manifest: Manifest) -> Iterator[str]:
             yield f"{path} is not in the manifest; remove it, or give it a place outside the folder"
 
 
-def _contradictions(manifests: list[Manifest]) -> Iterator[str]:
-    """Compare the manifests of a folder and of its held-out documents, if both could be read."""
-    if len(manifests) < 2:
+def _contradictions(manifests: list[Manifest], folder: Path) -> Iterator[str]:
+    """Compare the counts of the manifests that could be read with their shards, and the manifests with each other."""
+    main = next((manifest for manifest in manifests if manifest.folder == folder), None)
+    heldout = next((manifest for manifest in manifests if manifest is not main), None)
+    if heldout is not None:
+        yield from count_problems(heldout, None)
+    if main is None:
         return
-    main, heldout = manifests
-    same = main.tokenizer["digest"] == heldout.tokenizer["digest"] and main.settings == heldout.settings
-    same = same and main.labels == heldout.labels
-    if not same or main.counts["heldout_documents"] != heldout.counts["documents"]:
-        yield f"{heldout.folder / MANIFEST_NAME} belongs to other shards than {main.folder / MANIFEST_NAME}"
+    if heldout is not None or not has_heldout(main):
+        yield from count_problems(main, heldout)
+    if heldout is not None:
+        same = main.tokenizer["digest"] == heldout.tokenizer["digest"] and main.settings == heldout.settings
+        if not same or main.labels != heldout.labels:
+            yield f"{heldout.folder / MANIFEST_NAME} belongs to other shards than {main.folder / MANIFEST_NAME}"

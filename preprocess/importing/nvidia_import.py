@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from preprocess.cleaning.duplicates import DIGEST_BYTES, find_duplicates, read_duplicates, write_digests
 from preprocess.files import sha256_of_file
-from preprocess.folders.assembly import new_folder, summary, totals
-from preprocess.folders.rewriting import count_by_source, select_documents
+from preprocess.folders.assembly import FolderPart, new_folder, summary, write_manifests
+from preprocess.folders.counts import SourceCounts, count_by_source, totals
+from preprocess.folders.rewriting import select_documents
 from preprocess.importing.nvidia_files import LAYOUT, NvidiaFile, find_files
 from preprocess.importing.nvidia_rows import RowDocuments, SpecialIds, read_rows
-from preprocess.manifest import FORMAT_VERSION, Manifest, ShardEntry, Source, write_manifest
+from preprocess.manifest import Manifest, ShardEntry, Source
 from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, WORK_FOLDER, shard_name
 from preprocess.progress import progress_bar
 from preprocess.shards import COMPRESSIONS, ShardArrays, library_versions, write_shard
@@ -146,7 +147,7 @@ class BlockReport:
     kept: ShardEntry | None
     heldout: ShardEntry | None
     input_sha256: str
-    counts: dict[str, dict[int, tuple[int, int, int]]]
+    counts: dict[str, SourceCounts]
     dropped: Counter[str] = field(default_factory=Counter)
     num_masked: int = 0
 
@@ -194,7 +195,7 @@ class ImportJob:
             dropped["documents_duplicate"] = len(duplicates)
         heldout = self._held_out(arrays)
         entries: dict[str, ShardEntry | None] = {}
-        counts = {}
+        counts: dict[str, SourceCounts] = {}
         for part, chosen, folder in (
             ("kept", kept & ~heldout, self.output),
             ("heldout", kept & heldout, self.output / HELDOUT_FOLDER),
@@ -284,17 +285,26 @@ def _write_manifests(
     reports: Sequence[BlockReport],
 ) -> Manifest:
     output = Path(settings.output)
-    kept, heldout = totals([report.kept for report in reports]), totals([report.heldout for report in reports])
+    kept, heldout = _part(reports, "kept"), _part(reports, "heldout")
     dropped = sum((report.dropped for report in reports), Counter())
-    if not kept["documents"]:
+    if not kept.shards:
         raise ValueError(
-            f"no document is left to write: {heldout['documents']:,} are held out and "
+            f"no document is left to write: {totals(heldout.shards)['documents']:,} are held out and "
             f"{dropped['documents_without_tokens']:,} have no token; give more files or a smaller --heldout"
         )
     digest = hashlib.sha256("\n".join(report.input_sha256 for report in reports).encode()).hexdigest()
-    common: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "settings": {
+    tokenizer_files = {path.name: sha256_of_file(path) for path in sorted((output / TOKENIZER_FOLDER).iterdir())}
+    return write_manifests(
+        output,
+        tokenizer={
+            "type": tokenizer.type,
+            "digest": tokenizer.digest,
+            "vocab_size": tokenizer.vocab_size,
+            "files": tokenizer_files,
+        },
+        sources=[_source(name, [file for file in files if file.source == index]) for index, name in enumerate(names)],
+        labels=[],
+        settings={
             "imported": LAYOUT,
             "shard_tokens": SHARD_TOKENS,
             "compression": settings.compression,
@@ -303,49 +313,18 @@ def _write_manifests(
             "input_sha256": digest,
             "versions": library_versions(),
         },
-    }
-    identity = {"type": tokenizer.type, "digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size}
-    if settings.heldout:
-        manifest = Manifest(
-            folder=output / HELDOUT_FOLDER,
-            tokenizer=identity,
-            sources=_sources(names, files, reports, "heldout"),
-            shards=[report.heldout for report in reports if report.heldout],
-            counts=heldout,
-            **common,
-        )
-        write_manifest(manifest, manifest.folder)
-    tokenizer_files = {path.name: sha256_of_file(path) for path in sorted((output / TOKENIZER_FOLDER).iterdir())}
-    manifest = Manifest(
-        folder=output,
-        tokenizer=identity | {"files": tokenizer_files},
-        sources=_sources(names, files, reports, "kept"),
-        shards=[report.kept for report in reports if report.kept],
-        counts=kept
-        | {f"heldout_{name}": count for name, count in heldout.items()}
-        | {f"dropped_{reason}": dropped[reason] for reason in REASONS},
-        **common,
+        kept=kept,
+        heldout=heldout if settings.heldout else None,
+        more_counts={f"dropped_{reason}": dropped[reason] for reason in REASONS},
     )
-    write_manifest(manifest, output)
-    return manifest
 
 
-def _sources(
-    names: Sequence[str], files: Sequence[NvidiaFile], reports: Sequence[BlockReport], part: str
-) -> list[Source]:
-    sources = []
-    for index, name in enumerate(names):
-        counts = [report.counts[part].get(index, (0, 0, 0)) for report in reports if part in report.counts]
-        documents, sentences, tokens = (sum(column) for column in zip((0, 0, 0), *counts, strict=True))
-        own = [file for file in files if file.source == index]
-        sources.append(
-            Source(
-                name=name,
-                layout=LAYOUT,
-                files=[{"name": file.name, "num_bytes": file.num_bytes, "layout": LAYOUT} for file in own],
-                num_documents=documents,
-                num_sentences=sentences,
-                num_tokens=tokens,
-            )
-        )
-    return sources
+def _part(reports: Sequence[BlockReport], part: str) -> FolderPart:
+    entries: list[ShardEntry | None] = [getattr(report, part) for report in reports]
+    counts = [report.counts[part] for report in reports if part in report.counts]
+    return FolderPart([entry for entry in entries if entry], counts)
+
+
+def _source(name: str, files: Sequence[NvidiaFile]) -> Source:
+    described = [{"name": file.name, "num_bytes": file.num_bytes, "layout": LAYOUT} for file in files]
+    return Source(name=name, layout=LAYOUT, files=described, num_documents=0, num_sentences=0, num_tokens=0)

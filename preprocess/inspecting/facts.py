@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from preprocess.folders.counts import other_counts
 from preprocess.inspecting.samples import PIECE, SECOND, SENTENCE, Sample, printable
 from preprocess.inspecting.shard_statistics import Statistics, log_bins, mean, median
-from preprocess.manifest import Manifest, read_manifest
-from preprocess.output_folder import HELDOUT_FOLDER
+from preprocess.manifest import Manifest
 from preprocess.tokenizer import Tokenizer
 
 NUM_FREQUENT = 20
@@ -38,10 +38,14 @@ class Section:
 
 
 def describe(
-    manifest: Manifest, tokenizer: Tokenizer, statistics: Statistics, samples: list[Sample]
+    manifest: Manifest,
+    heldout: Manifest | None,
+    tokenizer: Tokenizer,
+    statistics: Statistics,
+    samples: list[Sample],
 ) -> Iterator[Section]:
     """Yield all facts."""
-    yield _folder(manifest, tokenizer)
+    yield _folder(manifest, heldout, tokenizer)
     yield _sources(manifest, tokenizer, statistics)
     if not manifest.shards:
         return
@@ -57,7 +61,7 @@ def describe(
     yield _samples(samples)
 
 
-def _folder(manifest: Manifest, tokenizer: Tokenizer) -> Section:
+def _folder(manifest: Manifest, heldout: Manifest | None, tokenizer: Tokenizer) -> Section:
     counts = manifest.counts
     lines = [
         f"{manifest.folder}: {len(manifest.shards):,} shards, {sum(s.num_bytes for s in manifest.shards):,} bytes",
@@ -66,12 +70,14 @@ def _folder(manifest: Manifest, tokenizer: Tokenizer) -> Section:
         f"settings: {', '.join(f'{name}={value}' for name, value in manifest.settings.items())}",
         f"documents {counts['documents']:,}, sentences {counts['sentences']:,}, tokens {counts['tokens']:,}",
     ]
-    if counts.get("heldout_documents"):
-        heldout = read_manifest(manifest.folder / HELDOUT_FOLDER)
+    if heldout is not None:
         lines.append(f"held out: {heldout.counts['documents']:,} documents, {heldout.counts['tokens']:,} tokens")
     for name, count in counts.items():
         if name.startswith("dropped_") and count:
             lines.append(f"dropped {name.removeprefix('dropped_').replace('_', ' ')}: {count:,}")
+    for name in sorted(other_counts([manifest])):
+        if not name.startswith("dropped_"):
+            lines.append(f"{name.replace('_', ' ')}: {counts[name]:,}")
     return Section("folder", lines=tuple(map(printable, lines)))
 
 

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess.files import write_atomically
+from preprocess.folders.counts import count_problems
+from preprocess.folders.verification import check_workers, has_heldout
 from preprocess.inspecting.facts import Section, describe
 from preprocess.inspecting.page import render_page, require_plots
 from preprocess.inspecting.samples import draw_documents, read_samples
 from preprocess.inspecting.shard_statistics import gather_statistics
 from preprocess.manifest import read_manifest
-from preprocess.output_folder import TOKENIZER_FOLDER
+from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
 from preprocess.tokenizer import load_tokenizer
 
 NUM_SAMPLES = 5
@@ -35,8 +37,10 @@ def inspect_folder(
         html: file to write the same to, as one page with plots.
 
     Raises:
-        ValueError: if it is no shard folder, or a shard is damaged; or matplotlib is missing for ``html``.
+        ValueError: if it is no shard folder, its manifest contradicts itself, or a shard is damaged;
+            or matplotlib is missing for ``html``.
     """
+    check_workers(num_workers)
     if num_samples < 0 or seed < 0:
         raise ValueError(f"samples is {num_samples} and seed is {seed}: both are 0 or more")
     if html is not None:
@@ -44,17 +48,20 @@ def inspect_folder(
         if Path(html).is_dir() or not Path(html).resolve().parent.is_dir():
             raise ValueError(f"--html {html}: give the name of a file in a folder that exists")
     manifest = read_manifest(folder)
+    heldout = read_manifest(manifest.folder / HELDOUT_FOLDER) if has_heldout(manifest) else None
+    if problems := count_problems(manifest, heldout):
+        raise ValueError(problems[0])
     own = Path(folder) / TOKENIZER_FOLDER  # a heldout/ folder uses the one beside it
     tokenizer_folder = own if own.is_dir() else Path(folder).resolve().parent / TOKENIZER_FOLDER
     tokenizer = load_tokenizer(tokenizer_folder)
-    if tokenizer.digest != manifest.tokenizer["digest"]:
+    if (tokenizer.digest, tokenizer.vocab_size) != (manifest.tokenizer["digest"], manifest.tokenizer["vocab_size"]):
         raise ValueError(
             f"{tokenizer_folder} is not the tokenizer that {folder} was made with; "
             "`python -m preprocess verify` tells which files are wrong"
         )
     statistics = gather_statistics(manifest, tokenizer, num_workers)
     samples = read_samples(manifest, tokenizer, draw_documents(manifest, num_samples, seed))
-    sections = list(describe(manifest, tokenizer, statistics, samples))
+    sections = list(describe(manifest, heldout, tokenizer, statistics, samples))
     for section in sections:
         yield from render(section)
     if html is not None:

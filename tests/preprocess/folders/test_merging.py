@@ -13,6 +13,7 @@ import pytest
 
 from preprocess.folders.merging import merge_folders
 from preprocess.folders.verification import verify_folder
+from preprocess.inspecting.inspection import inspect_folder
 from preprocess.manifest import read_manifest, write_manifest
 from preprocess.shards import OPTIONAL, ShardReader
 from preprocess.tokenizer import Tokenizer, load_tokenizer
@@ -198,13 +199,13 @@ def test_what_a_stopped_run_left_is_replaced(make_folder: Make, tmp_path: Path) 
 
 
 def test_shards_with_more_datasets_than_the_first(make_folder: Make, tmp_path: Path) -> None:
-    docs = random_docs(1, 14, ["a"])
-    one, two = make_folder("a", docs), make_folder("b", random_docs(2, 9, ["b"]))
-    other = make_folder("c", random_docs(1, 14, ["a"], OPTIONAL), options=OPTIONAL, labels=["neg", "pos"])
+    docs = random_docs(1, 14, ["a"], OPTIONAL)
+    one, two = make_folder("a", docs, labels=["neg", "pos"]), make_folder("b", random_docs(2, 9, ["b"]))
+    other = make_folder("c", docs, options=OPTIONAL, labels=["neg", "pos"])
     manifest, more = read_manifest(one), read_manifest(other)
     shutil.copy(other / more.shards[1].file, one / manifest.shards[1].file)
     manifest.shards[1] = dataclasses.replace(more.shards[1])
-    write_manifest(replace(manifest, labels=more.labels), one)
+    write_manifest(manifest, one)
     assert ShardReader(one / manifest.shards[1].file).optional == OPTIONAL
     with pytest.raises(ValueError, match=r"shard-00001.h5 has the optional datasets .* preprocess verify"):
         merge_folders([str(one), str(two)], tmp_path / "out", 1, quiet)
@@ -227,3 +228,22 @@ def test_documents_are_plain(make_folder: Make) -> None:
     """The helpers of these tests give back what they wrote."""
     docs: list[Doc] = random_docs(1, 40, ["a", "b"], OPTIONAL)
     assert read_docs(make_folder("a", docs, options=OPTIONAL, labels=["neg", "pos"])) == docs
+
+
+def test_counts_of_changed_and_dropped_texts_are_added(make_folder: Make, tmp_path: Path) -> None:
+    folders = []
+    for name, more in (
+        ("a", {"documents_with_replaced_bytes": 2, "dropped_documents_too_long": 5}),
+        ("b", {"documents_with_replaced_bytes": 5}),
+        ("c", {}),
+    ):
+        folders.append(make_folder(name, random_docs(ord(name), 9, [name])))
+        manifest = read_manifest(folders[-1])
+        write_manifest(replace(manifest, counts=manifest.counts | more), folders[-1])
+    manifest = merge_folders([str(folder) for folder in folders], tmp_path / "out", 1, quiet)
+    assert manifest.counts["documents_with_replaced_bytes"] == 7
+    assert manifest.counts["dropped_documents_too_long"] == 5
+    assert manifest.counts["dropped_documents_too_short"] == 9  # 3 of each
+    assert manifest.counts["documents"] == 27 and manifest.counts["heldout_documents"] == 0
+    assert verify_folder(tmp_path / "out") == []
+    assert "documents with replaced bytes: 7" in list(inspect_folder(tmp_path / "out"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -142,7 +143,8 @@ def test_wrong_arguments(make_folder: Make, tmp_path: Path) -> None:
 def test_a_source_that_the_manifest_lacks(make_folder: Make, tmp_path: Path) -> None:
     folder = make_folder("s", random_docs(3, 30, ["a", "b"]))
     manifest = read_manifest(folder)
-    del manifest.sources[1]
+    numbers = {f"num_{name}": manifest.counts[name] for name in ("documents", "sentences", "tokens")}
+    manifest.sources[:] = [replace(manifest.sources[0], **numbers)]
     write_manifest(manifest, folder)
     for arguments in ({"into": 2}, {"by": "source"}):
         with pytest.raises(ValueError, match="has a document of source 1, which the manifest lacks"):

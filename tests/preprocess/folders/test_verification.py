@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 import preprocess.manifest as manifest_module
+from preprocess.folders.merging import merge_folders
+from preprocess.folders.splitting import split_folder
 from preprocess.folders.verification import verify_folder
+from preprocess.inspecting.inspection import inspect_folder
 from preprocess.manifest import read_manifest, write_manifest
 from preprocess.shards import OPTIONAL, ShardReader, write_shard
 from tests.preprocess.folders.shard_documents import random_docs
@@ -154,3 +157,79 @@ def test_options_that_contradict_the_rest(make_folder: Callable[..., Path]) -> N
     write_manifest(replace(manifest, labels=["neg", "pos", "more"]), folder)
     (problem,) = verify_folder(folder)
     assert "belongs to other shards" in problem
+
+
+FORGED_COUNTS = [
+    (
+        lambda m: m.counts.clear(),
+        "counts.documents is missing, and the shards have 21; .*counts.heldout_tokens is miss",
+    ),
+    (lambda m: m.counts.update(documents=22), "counts.documents is 22, and the shards have 21$"),
+    (lambda m: m.counts.update(sentences=0), r"counts.sentences is 0, and the shards have \d+$"),
+    (lambda m: m.counts.update(tokens=1), r"counts.tokens is 1, and the shards have \d+$"),
+    (lambda m: m.counts.update(heldout_documents=9), "counts.heldout_documents is 9, and the shards have 5$"),
+    (lambda m: m.counts.update(heldout_tokens=9), r"counts.heldout_tokens is 9, and the shards have \d+$"),
+    (lambda m: m.sources.pop(), r"the sources have 11 documents together, and the shards have 21; .*tokens together"),
+]
+
+
+@pytest.mark.parametrize(("forge", "message"), FORGED_COUNTS)
+def test_counts_that_contradict_the_shards(make_folder: Callable[..., Path], forge: Callable, message: str) -> None:
+    folder = make_folder("s", random_docs(1, 21, ["a", "b"]), random_docs(2, 5, ["a"]))
+    assert verify_folder(folder) == []
+    manifest = read_manifest(folder)
+    forge(manifest)
+    write_manifest(manifest, folder)
+    problems = "\n".join(verify_folder(folder))
+    assert re.search(f"manifest.json contradicts itself: .*{message}", problems)
+    for refuse in (
+        lambda: list(inspect_folder(folder)),
+        lambda: split_folder(folder, folder.parent / "parts", into=2),
+        lambda: merge_folders([str(folder), f"x={folder}"], folder.parent / "merged"),
+    ):
+        with pytest.raises(ValueError, match=f"manifest.json contradicts itself: .*{message}"):
+            refuse()
+
+
+def test_held_out_counts_without_a_folder_and_within_it(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder("s", random_docs(1, 21, ["a"]))
+    manifest = read_manifest(folder)
+    write_manifest(replace(manifest, counts=manifest.counts | {"heldout_documents": 1}), folder)
+    (problem,) = verify_folder(folder)
+    assert "counts.heldout_documents is 1, and the shards have 0" in problem
+    folder = make_folder("t", random_docs(1, 21, ["a"]), random_docs(2, 5, ["a"]))
+    manifest = read_manifest(folder / "heldout")
+    write_manifest(replace(manifest, counts={"documents": 5}), manifest.folder)
+    (problem,) = verify_folder(folder)
+    assert "heldout/manifest.json contradicts itself: counts.sentences is missing" in problem
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_numbers_of_sources_that_the_shards_contradict(make_folder: Callable[..., Path], num_workers: int) -> None:
+    folder = make_folder("s", random_docs(1, 21, ["a", "b"]))
+    manifest = read_manifest(folder)
+    a, b = manifest.sources
+    manifest.sources[:] = [replace(a, num_tokens=a.num_tokens + 2), replace(b, num_tokens=b.num_tokens - 2)]
+    write_manifest(manifest, folder)
+    (problem,) = verify_folder(folder, num_workers)
+    told = [f"source 'a' has {a.num_tokens + 2} tokens, and {a.num_tokens} in the shards"]
+    told.append(f"source 'b' has {b.num_tokens - 2} tokens, and {b.num_tokens} in the shards")
+    assert problem == f"{folder / 'manifest.json'} is wrong: {'; '.join(told)}"
+    manifest.sources[:] = [replace(a, num_documents=a.num_documents - 1), replace(b, num_documents=b.num_documents + 1)]
+    write_manifest(manifest, folder)
+    (problem,) = verify_folder(folder, num_workers)
+    assert f"source 'b' has {b.num_documents + 1} documents, and {b.num_documents} in the shards" in problem
+
+
+@pytest.mark.parametrize("num_workers", [0, -3])
+def test_at_least_one_worker(make_folder: Callable[..., Path], num_workers: int) -> None:
+    folder = make_folder("s", random_docs(1, 9, ["a"]))
+    message = f"workers is {num_workers}: at least 1 is needed"
+    for refuse in (
+        lambda: verify_folder(folder, num_workers),
+        lambda: list(inspect_folder(folder, num_workers=num_workers)),
+        lambda: split_folder(folder, folder.parent / "parts", into=2, num_workers=num_workers),
+        lambda: merge_folders([str(folder), f"x={folder}"], folder.parent / "merged", num_workers),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refuse()
