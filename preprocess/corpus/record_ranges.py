@@ -90,7 +90,8 @@ class TextFile:
     def _grow(self) -> bool:
         """Read more, the more there is already (so that looking through all of it again costs little)."""
         end = self.base + len(self.data)
-        more = self.stream.read(end, max(CHUNK_BYTES, len(self.data) // 4))
+        room = max(1, MAX_DOCUMENT_BYTES - len(self.data))
+        more = self.stream.read(end, min(room, max(CHUNK_BYTES, len(self.data) // 4)))
         if (not more and end < self.file.num_bytes) or end + len(more) > self.file.num_bytes:
             raise self.file.changed()
         self.data = self.data + more if self.data else more

@@ -39,7 +39,7 @@ def utf8_error(path: str, byte: int, offset: int, line: int) -> ValueError:
 
 
 def invalid_utf8(path: str, offset: int) -> ValueError:
-    """Return the error for a byte of a plain file that must be UTF-8 throughout."""
+    """Return the error for a byte of a plain file that must be UTF-8 throughout, as the tables of finetune are."""
     stream = ByteStream(path)
     byte, head = stream.read(offset, 1), stream.read(0, HEAD_BYTES)
     stream.close()

@@ -212,6 +212,19 @@ def test_document_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         list(BlockReader(corpus, 2000).documents(2, bytes))
 
 
+@pytest.mark.parametrize("num_bytes", [3000, 4100, 4998])
+def test_document_that_is_nearly_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """What is read with a document counts for nothing."""
+    monkeypatch.setattr(record_ranges, "MAX_DOCUMENT_BYTES", 5000)
+    monkeypatch.setattr(record_ranges, "CHUNK_BYTES", 512)
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"one\ntwo\n" + b"x" * num_bytes + b"\n" + b"three\n" * 2000)
+    corpus, _ = open_corpus(CorpusSettings(arguments=[str(path)], layout=("document_per_line",)), tmp_path)
+    reader = BlockReader(corpus, 3000)
+    texts = [item.text for block in range(corpus.num_blocks(3000)) for item in reader.documents(block, bytes)]
+    assert texts == ["one", "two", "x" * num_bytes] + ["three"] * 2000
+
+
 def test_raw_bytes_are_given_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(b"x" * (5 << 20) + b"\nend")
