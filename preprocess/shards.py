@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
 from preprocess.files import write_atomically
+from preprocess.hostile_hdf5 import check_datasets, check_storage, filters_of, open_hdf5
 from preprocess.manifest import FORMAT_VERSION, ShardEntry
 
 CHUNK_ELEMENTS = 1 << 16
@@ -101,6 +101,8 @@ def write_shard(path: Path | str, arrays: ShardArrays, input_sha256: str, compre
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide a shard's bytes."""
+    import tokenizers  # here, because who only reads shards does without it
+
     versions = {"tokenizers": tokenizers.__version__, "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version}
     with contextlib.suppress(ValueError):
         versions["hdf5plugin"] = _zstd_plugin().version
@@ -180,8 +182,9 @@ class _OpenShard:
 class ShardReader:
     """Reads one shard; opens it lazily, once in each process.
 
-    The file is taken as hostile: links, external storage, foreign filters, other types and shapes than the manifest's
-    counts are refused before data is read. Compare it with the manifest first (``manifest.check_shard``).
+    The file is taken as hostile: links, external storage, foreign filters, large chunks, data that is not there, other
+    types and shapes than the manifest's counts are refused before data is read. Compare it with the manifest first
+    (``manifest.check_shard``).
 
     Args:
         path: of the shard.
@@ -319,10 +322,7 @@ class ShardReader:
     def _open_checked(self) -> h5py.File:
         if not self.path.is_file():
             raise ValueError(f"{self.path} is missing; copy the folder again or make it again")
-        try:
-            file = h5py.File(self.path, "r", locking=False)
-        except OSError as error:
-            raise ValueError(f"{self.path} is no readable HDF5 file: {error}") from None
+        file = open_hdf5(self.path)
         try:
             _check_file(file, self.path, self.entry)
         except BaseException:
@@ -342,13 +342,9 @@ def _check_file(file: h5py.File, path: Path, entry: ShardEntry | None) -> None:
             f"{path} holds {sorted(names)}, and a shard holds exactly {sorted(REQUIRED)}, and where the corpus has "
             f"them {sorted(OPTIONAL)}"
         )
-    for name in DTYPES:
-        if name not in names:
-            continue
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{path}: {name} is a link to elsewhere, which a shard never has")
-        if not isinstance(file[name], h5py.Dataset):
-            raise ValueError(f"{path}: {name} is no dataset")
+    present = [name for name in DTYPES if name in names]
+    check_datasets(file, present, path)
+    for name in present:
         _check_dataset(file[name], name, path)
     _check_shapes(file, path, entry)
 
@@ -360,15 +356,8 @@ def _check_dataset(dataset: h5py.Dataset, name: str, path: Path) -> None:
         raise ValueError(f"{path}: {name} has shape {dataset.shape}, and it must have one dimension")
     if not dataset.shape[0]:
         raise ValueError(f"{path}: {name} has 0 elements, and a shard has at least one document")
-    properties = dataset.id.get_create_plist()
-    if properties.get_layout() != h5py.h5d.CHUNKED or properties.get_external_count():
-        raise ValueError(f"{path}: {name} is not stored in chunks within the file, as a shard's data is")
-    filters = [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
-    foreign = [number for number in filters if number not in ALLOWED_FILTERS]
-    if foreign:
-        allowed = ", ".join(f"{text} ({number})" for number, text in ALLOWED_FILTERS.items())
-        raise ValueError(f"{path}: {name} uses the HDF5 filters {foreign}, allowed: {allowed}")
-    if ZSTD in filters:
+    check_storage(dataset, path, ALLOWED_FILTERS, CHUNK_ELEMENTS * dataset.dtype.itemsize, must_be_chunked=True)
+    if ZSTD in filters_of(dataset):
         _zstd_plugin()
 
 

@@ -8,13 +8,14 @@ is from another document (create_pretraining_data.py of NVIDIA's DeepLearningExa
 from __future__ import annotations
 
 import glob
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+
+from preprocess.hostile_hdf5 import check_datasets, check_storage, open_hdf5
 
 LAYOUT = "nvidia_hdf5"
 TEXT_NAMES = ("input_ids", "input_mask", "segment_ids")
@@ -113,10 +114,7 @@ def open_file(path: Path | str) -> h5py.File:
     """Open a file for reading; ValueError if that cannot be done."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise ValueError(f"{path} is no readable HDF5 file: {error}") from None
+    return open_hdf5(path)
 
 
 def _check_names(file: h5py.File, path: Path) -> None:
@@ -127,11 +125,7 @@ def _check_names(file: h5py.File, path: Path) -> None:
         raise ValueError(
             f"{path} lacks {missing} and has the unknown {unknown}; needed are exactly {list(NAMES)}{hint}"
         )
-    for name in NAMES:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{path}: {name} is a link to elsewhere; only data within the file is read")
-        if not isinstance(file[name], h5py.Dataset):
-            raise ValueError(f"{path}: {name} is no dataset")
+    check_datasets(file, NAMES, path)
 
 
 def _check_dataset(dataset: h5py.Dataset, name: str, path: Path) -> None:
@@ -140,21 +134,4 @@ def _check_dataset(dataset: h5py.Dataset, name: str, path: Path) -> None:
     ndim = 1 if name == "next_sentence_labels" else 2
     if dataset.ndim != ndim or 0 in dataset.shape:
         raise ValueError(f"{path}: {name} has shape {dataset.shape}, and {ndim} dimensions without a 0 are needed")
-    properties = dataset.id.get_create_plist()
-    layout = properties.get_layout()
-    if layout not in (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS) or properties.get_external_count():
-        raise ValueError(f"{path}: {name} is not stored within the file as plain or chunked data")
-    filters = [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
-    foreign = [number for number in filters if number not in FILTERS]
-    if foreign:
-        allowed = ", ".join(f"{text} ({number})" for number, text in FILTERS.items())
-        raise ValueError(f"{path}: {name} uses the HDF5 filters {foreign}, allowed: {allowed}")
-    if layout == h5py.h5d.CHUNKED:
-        if math.prod(dataset.chunks) * dataset.dtype.itemsize > MAX_CHUNK_BYTES:
-            raise ValueError(f"{path}: {name} has chunks of {dataset.chunks}, larger than {MAX_CHUNK_BYTES:,} bytes")
-        expected = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-        is_whole = dataset.id.get_num_chunks() == expected
-    else:
-        is_whole = dataset.id.get_storage_size() == dataset.size * dataset.dtype.itemsize
-    if not is_whole:
-        raise ValueError(f"{path}: {name} claims {dataset.shape} numbers, and not all of them are in the file")
+    check_storage(dataset, path, FILTERS, MAX_CHUNK_BYTES, must_be_chunked=False)

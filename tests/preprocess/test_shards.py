@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.manifest import ShardEntry
-from preprocess.shards import COMPRESSIONS, OPTIONAL, ShardArrays, ShardReader, content_digest, write_shard
+from preprocess.shards import (
+    COMPRESSIONS,
+    OPTIONAL,
+    ShardArrays,
+    ShardReader,
+    content_digest,
+    library_versions,
+    write_shard,
+)
 
 
 def make_arrays(num_tokens: int = 200_003, dtype: type = np.uint16, seed: int = 0) -> ShardArrays:
@@ -213,6 +224,18 @@ def replace_dataset(name: str, **settings) -> Callable[[h5py.File], None]:
     return change
 
 
+def hollow(name: str, length: int, dtype: str) -> Callable[[h5py.File], None]:
+    """Return a change that claims data of which nothing is stored but the last chunk at most."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, (length,), dtype, chunks=(65_536,), compression="gzip")
+        if length < 10**6:
+            file[name][-10:] = 1
+
+    return change
+
+
 def replace_with_link(link: h5py.SoftLink | h5py.ExternalLink) -> Callable[[h5py.File], None]:
     """Return a change that puts a link in the place of the tokens."""
 
@@ -236,11 +259,21 @@ def replace_with_link(link: h5py.SoftLink | h5py.ExternalLink) -> Callable[[h5py
         (replace_with_link(h5py.ExternalLink("/etc/passwd", "/x")), "tokens is a link to elsewhere"),
         (replace_dataset("tokens", chunks=(100,), compression="lzf"), r"tokens uses the HDF5 filters \[32000\]"),
         (replace_dataset("tokens", chunks=(100,), shuffle=True), r"tokens uses the HDF5 filters \[2\], allowed: zstd"),
-        (replace_dataset("tokens"), "tokens is not stored in chunks within the file"),
+        (replace_dataset("tokens"), "tokens is not stored within the file as chunked data"),
         (replace_dataset("tokens", data=np.zeros(5, "<i8"), chunks=(5,)), "tokens has type int64, allowed: <u2, <u4"),
         (replace_dataset("tokens", data=np.zeros(5, ">u2"), chunks=(5,)), "tokens has type >u2"),
         (replace_dataset("tokens", data=np.zeros((5, 2), "<u2"), chunks=(5, 2)), "must have one dimension"),
         (replace_dataset("tokens", data=np.zeros(5, "<u2"), chunks=(5,)), "5 elements, and the manifest says 5000"),
+        (
+            replace_dataset("tokens", data=np.zeros(65_537, "<u2"), chunks=(65_537,)),
+            r"chunks of \(65537,\), larger than",
+        ),
+        (
+            replace_dataset("tokens", data=np.zeros(5, "<u2"), chunks=(1 << 29,), maxshape=(None,), compression="gzip"),
+            r"tokens has chunks of \(536870912,\), larger than 131,072 bytes",
+        ),
+        (hollow("tokens", 10**13, "<u2"), r"tokens claims \(10000000000000,\) numbers, and not all of them are in"),
+        (hollow("sentence_offsets", 70_000, "<i8"), r"sentence_offsets claims \(70000,\) numbers, and not all"),
         (replace_dataset("document_source", data=np.zeros(0, "<u2"), chunks=(5,), maxshape=(None,)), "0 elements"),
     ],
 )
@@ -288,3 +321,25 @@ def test_cut_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.h5").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"x.h5"):
         ShardReader(tmp_path / "x.h5", entry).arrays()
+
+
+def test_a_file_that_claims_more_than_memory_holds(tmp_path: Path) -> None:
+    """Alone or with an entry that says the same: nothing is allocated for data that is not there."""
+    entry = write_shard(tmp_path / "x.h5", make_arrays(5000), "0" * 64)
+    rewrite(tmp_path / "x.h5", hollow("tokens", 10**13, "<u2"))
+    for says in (None, dataclasses.replace(entry, num_tokens=10**13)):
+        with pytest.raises(ValueError, match=r"tokens claims .* and not all of them are in the file"):
+            ShardReader(tmp_path / "x.h5", says).arrays()
+
+
+def test_readers_do_without_the_tokenizers_library() -> None:
+    script = "import sys, preprocess.shards, preprocess.manifest; print('tokenizers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_versions() -> None:
+    versions = library_versions()
+    assert set(versions) == {"tokenizers", "h5py", "hdf5", "hdf5plugin"}
+    for name in ("tokenizers", "h5py", "hdf5plugin"):
+        assert versions[name] == importlib.metadata.version(name)
