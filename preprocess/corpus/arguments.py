@@ -11,7 +11,7 @@ from pathlib import Path
 
 STANDARD_INPUT = "-"
 MAX_SOURCES = 1 << 16  # shards number them by uint16
-SOURCE_NAME = re.compile(r"[A-Za-z0-9._-]+")
+SOURCE_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,20 @@ from preprocess.corpus.layouts import (
     LABELLED_TSV,
     MEDIAWIKI,
     PAIRED_TSV,
+    PARAGRAPH_PER_LINE,
+    PLAIN_LAYOUTS,
     SENTENCE_PER_LINE,
 )
 from preprocess.corpus.line_statistics import (
     LineStatistics,
+    are_paragraphs,
     common_tabs,
     is_book,
     is_double_spaced,
     is_json_lines,
     is_labels,
-    is_prose,
     looks_like_one_json,
+    may_be_document,
 )
 from preprocess.corpus.text_errors import check_no_nul
 
@@ -48,7 +51,7 @@ class LayoutReport:
         text_field: field of the text, in the layouts that have fields.
         labels: the labels of a labelled file.
         compression: of the whole file, or "".
-        is_prose: whether its lines may be the paragraphs of one document; False if the layout was given.
+        may_be_document: whether it is short and may be one document; False if the layout was given.
         is_many_books: whether it looks like a book, and is too large to be one.
     """
 
@@ -64,7 +67,7 @@ class LayoutReport:
     text_field: str = ""
     labels: frozenset[str] = frozenset()
     compression: str = ""
-    is_prose: bool = False
+    may_be_document: bool = False
     is_many_books: bool = False
 
     @property
@@ -112,8 +115,8 @@ def detect_layout(path: str, sample: bytes, whole: bool, layout: str = "auto") -
     )
     if layout == "auto":
         layout = _detect(path, report, statistics)
-        is_text = layout in (SENTENCE_PER_LINE, DOCUMENT_PER_LINE)
-        report = replace(report, layout=layout, is_prose=is_text and whole and is_prose(statistics))
+        is_short = whole and layout in PLAIN_LAYOUTS and may_be_document(statistics)
+        report = replace(report, layout=layout, may_be_document=is_short)
     else:
         _check_given(path, layout, statistics)
     if report.layout == MEDIAWIKI:
@@ -125,7 +128,7 @@ def detect_layout(path: str, sample: bytes, whole: bool, layout: str = "auto") -
 def _detect(path: str, report: LayoutReport, statistics: LineStatistics) -> str:
     if statistics.is_dump:
         return MEDIAWIKI
-    if is_json_lines(statistics):
+    if is_json_lines(path, statistics):
         return JSONL
     if looks_like_one_json(path, statistics):
         raise ValueError(
@@ -140,8 +143,9 @@ def _detect(path: str, report: LayoutReport, statistics: LineStatistics) -> str:
         return DOCUMENT_PER_FILE
     if is_double_spaced(statistics):
         return DOCUMENT_PER_LINE
-    separated = statistics.num_blocks > 1 and statistics.num_lines <= MAX_LINES_PER_DOCUMENT * statistics.num_blocks
-    return SENTENCE_PER_LINE if separated else DOCUMENT_PER_LINE
+    if statistics.num_blocks == 1 or statistics.num_lines > MAX_LINES_PER_DOCUMENT * statistics.num_blocks:
+        return DOCUMENT_PER_LINE
+    return PARAGRAPH_PER_LINE if are_paragraphs(statistics) else SENTENCE_PER_LINE
 
 
 def _columns(path: str, num_tabs: int, statistics: LineStatistics) -> str:
@@ -150,10 +154,10 @@ def _columns(path: str, num_tabs: int, statistics: LineStatistics) -> str:
         return LABELLED_TSV
     if num_tabs == 1 and not is_labels(statistics, 1):
         return PAIRED_TSV
-    where = "last" if is_labels(statistics, num_tabs) else "first"
-    problem = "is not a label" if where == "first" else "is (labels are needed in the first)"
+    in_last = is_labels(statistics, num_tabs)
+    problem = "with the labels in the last" if in_last else "and the first does not look like labels"
     raise ValueError(
-        f"{path} has {num_tabs + 1} columns, and the {where} {problem}: put them in the order "
+        f"{path} has {num_tabs + 1} columns {problem}: put them in the order "
         "label<TAB>text[<TAB>text_b] or source<TAB>target, or give its --layout (document_per_line takes the lines as "
         "they are)"
     )
@@ -171,9 +175,9 @@ def _check_text(path: str, sample: bytes) -> None:
 
 def _check_given(path: str, layout: str, statistics: LineStatistics) -> None:
     num_lines, num_blocks = statistics.num_lines, statistics.num_blocks
-    if layout == SENTENCE_PER_LINE and num_blocks <= 1 and num_lines > MAX_LINES_WITHOUT_BLANK:
+    if layout in (SENTENCE_PER_LINE, PARAGRAPH_PER_LINE) and num_blocks <= 1 and num_lines > MAX_LINES_WITHOUT_BLANK:
         raise ValueError(
-            f"--layout sentence_per_line does not fit {path}: its first {num_lines:,} lines have no blank line between "
+            f"--layout {layout} does not fit {path}: its first {num_lines:,} lines have no blank line between "
             "them, so they would all be one document; give --layout document_per_line, or put blank lines between "
             "documents"
         )

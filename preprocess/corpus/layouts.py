@@ -7,6 +7,7 @@ from typing import Protocol
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SENTENCE_PER_LINE = "sentence_per_line"
+PARAGRAPH_PER_LINE = "paragraph_per_line"
 DOCUMENT_PER_LINE = "document_per_line"
 DOCUMENT_PER_FILE = "document_per_file"
 JSONL = "jsonl"
@@ -16,6 +17,7 @@ MEDIAWIKI = "mediawiki"
 PARQUET = "parquet"
 ALL_LAYOUTS = (
     SENTENCE_PER_LINE,
+    PARAGRAPH_PER_LINE,
     DOCUMENT_PER_LINE,
     DOCUMENT_PER_FILE,
     JSONL,
@@ -24,6 +26,7 @@ ALL_LAYOUTS = (
     MEDIAWIKI,
     PARQUET,
 )
+PLAIN_LAYOUTS = (SENTENCE_PER_LINE, PARAGRAPH_PER_LINE, DOCUMENT_PER_LINE, DOCUMENT_PER_FILE)
 FIELD_LAYOUTS = (JSONL, PARQUET)  # those with a --text_field
 
 BLANK = rb"[ \t\r\x0b\x0c]*"
@@ -97,6 +100,7 @@ class NoBoundaries:
 
 BOUNDARIES: dict[str, Boundaries] = {
     SENTENCE_PER_LINE: BlankLineBoundaries(),
+    PARAGRAPH_PER_LINE: BlankLineBoundaries(),
     DOCUMENT_PER_LINE: LineBoundaries(),
     DOCUMENT_PER_FILE: NoBoundaries(),
     JSONL: LineBoundaries(),

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+import statistics as numbers
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
-from preprocess.corpus.prose import HEADING, ends_sentence, is_wrapped
+from preprocess.corpus.prose import HEADING, ends_sentence, is_wrapped, width
 
 JUDGED_LINES = 20_000
-JSON_LINES = 10
+JSON_LINES = 200
+JSON_NAMES = (".jsonl", ".ndjson", ".jsonlines", ".json")
+PACKED_NAMES = (".gz", ".zst", ".xz", ".bz2")
 MIN_ROWS = 3
 MIN_BLOCKS = 8
 MAX_PARAGRAPHS = 200
+MIN_WRAPPED_WIDTH = 40  # narrower lines are verses, lists or short sentences
 SAME_TABS = 0.98  # share of the lines
 MAX_DETECTED_LABELS = 1000
 MAX_LABEL_LENGTH = 40
 SENTENCE_BREAK = re.compile(r"[.!?][\"'”’)_*]* +[\"'“‘(_*]*[A-Z]|[。！？][”’」』）]*[^”’」』）\s]")
-DUMP_START = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<mediawiki\b", re.DOTALL)
+BEGUN_OBJECT = re.compile(r'\{\s*"[^"]*"\s*:')
+DUMP_START = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!DOCTYPE[^>]*>\s*|<!--.*?-->\s*)*<mediawiki\b", re.DOTALL)
 
 
 class LineStatistics:
@@ -73,10 +78,26 @@ class LineStatistics:
         return blocks
 
 
-def is_json_lines(statistics: LineStatistics) -> bool:
-    """Whether the first lines are JSON objects."""
-    rows = statistics.rows[:JSON_LINES]
-    return bool(rows) and all(row.lstrip().startswith("{") and _is_object(row) for row in rows)
+def is_json_lines(path: str, statistics: LineStatistics) -> bool:
+    """Whether most of the first lines are JSON objects, or begin as one where nothing else is to be seen.
+
+    Raises:
+        ValueError: if the file's name says so, and its lines are something else in JSON.
+    """
+    rows = [row.strip() for row in statistics.rows[:JSON_LINES]]
+    objects = sum(row.startswith("{") and _is_object(row) for row in rows)
+    if 2 * objects > len(rows) or (objects == 0 and len(rows) == 1 and BEGUN_OBJECT.match(rows[0])):
+        return True
+    is_named = _name(path).endswith(JSON_NAMES)
+    if is_named and not _name(path).endswith(".json"):
+        if objects or any(BEGUN_OBJECT.match(row) for row in rows):
+            return True
+        if rows:
+            raise ValueError(
+                f"{path} holds no JSON object a line (its first line is {rows[0][:60]!r}): jsonl needs lines such as "
+                '{"text": "..."}; convert it, for example with `jq -c`, or give its --layout'
+            )
+    return False
 
 
 def _is_object(row: str) -> bool:
@@ -86,9 +107,15 @@ def _is_object(row: str) -> bool:
         return False
 
 
+def _name(path: str) -> str:
+    """Return a file's name in small letters, without the end that a compression gives it."""
+    name = path.lower()
+    return name.rpartition(".")[0] if name.endswith(PACKED_NAMES) else name
+
+
 def looks_like_one_json(path: str, statistics: LineStatistics) -> bool:
     """Whether a file named .json begins as one value spread over lines."""
-    return path.lower().endswith((".json", ".json.gz")) and statistics.first_line.strip()[:1] in ("{", "[")
+    return _name(path).endswith(".json") and statistics.first_line.strip()[:1] in ("{", "[")
 
 
 def common_tabs(statistics: LineStatistics) -> int:
@@ -139,8 +166,17 @@ def is_double_spaced(statistics: LineStatistics) -> bool:
     return 2 * sum(SENTENCE_BREAK.search(block[0]) is not None for block in blocks) > len(blocks)
 
 
-def is_prose(statistics: LineStatistics) -> bool:
-    """Whether there are few lines, and many of them several sentences long: paragraphs of one document, as it seems."""
+def are_paragraphs(statistics: LineStatistics) -> bool:
+    """Whether many lines are several sentences long."""
     rows = statistics.rows
     several = sum(SENTENCE_BREAK.search(row) is not None for row in rows)
-    return 0 < len(rows) <= MAX_PARAGRAPHS and 10 * several >= 3 * len(rows)
+    return 10 * several >= 3 * len(rows) > 0
+
+
+def may_be_document(statistics: LineStatistics) -> bool:
+    """Whether a file is short and may be one document: wrapped lines, paragraphs, or no blank line between lines."""
+    if not 0 < len(statistics.rows) <= MAX_PARAGRAPHS:
+        return False
+    inner = [line for block in statistics.blocks for line in block[:-1]]
+    broken = is_wrapped(inner) and numbers.median(width(line) for line in inner) >= MIN_WRAPPED_WIDTH
+    return broken or are_paragraphs(statistics) or statistics.num_blocks == 1

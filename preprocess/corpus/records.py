@@ -19,6 +19,7 @@ from preprocess.corpus.layouts import (
     LABELLED_TSV,
     MEDIAWIKI,
     PAIRED_TSV,
+    PARAGRAPH_PER_LINE,
     SENTENCE_PER_LINE,
 )
 from preprocess.corpus.mediawiki import namespace_names, parse_pages
@@ -99,9 +100,10 @@ class TextRecords:
 
 
 def parse_blocks(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
-    """Yield a document for each run of lines that are not blank; each line is a sentence."""
+    """Yield a document for each run of lines that are not blank; each line is a sentence, or a paragraph."""
     is_ragged = _is_ragged(run)
     path, source = parser.file.path, parser.file.source
+    lines_are_sentences = parser.file.layout == SENTENCE_PER_LINE
     for start, record in _split_ragged(run) if is_ragged else _split_plain(run):
         lines = b"\n".join([line.rstrip() for line in record.split(b"\n")]) if is_ragged else record
         try:
@@ -110,7 +112,7 @@ def parse_blocks(parser: TextRecords, offset: int, run: bytes) -> Iterator[Docum
             text = parser.invalid(record, offset + start)
             text = "\n".join([line.rstrip(ASCII_SPACE) for line in text.split("\n")]).strip()
         if text:
-            yield Document(text, source, True, None, None, path, offset + start)
+            yield Document(text, source, lines_are_sentences, None, None, path, offset + start)
         elif record.strip() and not is_invalid(record):
             parser.drop_empty(record, offset + start)
 
@@ -183,6 +185,7 @@ def is_invalid(record: bytes) -> bool:
 
 PARSERS: dict[str, Callable[[TextRecords, int, bytes], Iterator[Document]]] = {
     SENTENCE_PER_LINE: parse_blocks,
+    PARAGRAPH_PER_LINE: parse_blocks,
     DOCUMENT_PER_LINE: parse_lines,
     DOCUMENT_PER_FILE: parse_file,
     JSONL: parse_json,

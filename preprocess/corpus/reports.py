@@ -13,11 +13,13 @@ from preprocess.corpus.layouts import (
     LABELLED_TSV,
     MEDIAWIKI,
     PAIRED_TSV,
+    PARAGRAPH_PER_LINE,
     SENTENCE_PER_LINE,
 )
 
 MAX_DESCRIBED_FILES = 12
 MAX_SHOWN_LABELS = 8
+MAX_NAMED_FILES = 5
 
 
 def describe_layouts(reports: Sequence[LayoutReport]) -> list[str]:
@@ -40,12 +42,18 @@ def _note(doubtful: Sequence[LayoutReport]) -> list[str]:
 def _descriptions(reports: Sequence[LayoutReport]) -> list[str]:
     if len(reports) <= MAX_DESCRIBED_FILES:
         return [_describe(report.path, [report]) for report in reports]
-    lines = []
-    for layout in ALL_LAYOUTS:
-        alike = [report for report in reports if report.layout == layout]
-        if alike:
-            lines.append(_describe(f"{len(alike):,} files", alike))
-    return lines
+    groups = [[report for report in reports if report.layout == layout] for layout in ALL_LAYOUTS]
+    largest = max(map(len, groups))
+    return [_describe(_name_files(group, len(group) < largest), group) for group in groups if group]
+
+
+def _name_files(reports: Sequence[LayoutReport], by_name: bool) -> str:
+    """Return how many files there are, with the names of some if they are not like most."""
+    if len(reports) == 1:
+        return reports[0].path
+    shown = ", ".join(report.path for report in reports[:MAX_NAMED_FILES]) if by_name else ""
+    more = ", ..." if len(reports) > MAX_NAMED_FILES else ""
+    return f"{len(reports):,} files" + (f" ({shown}{more})" if shown else "")
 
 
 def _describe(what: str, reports: Sequence[LayoutReport]) -> str:
@@ -86,7 +94,8 @@ def _counts(reports: Sequence[LayoutReport]) -> str:
     if layout == DOCUMENT_PER_LINE:
         books = "; it looks like prose with paragraphs, but is too large for one book" * reports[0].is_many_books
         return f"{documents}, a line each{books}{tabs}"
-    lines = f"{num_lines:,} lines (sentences), {num_lines / max(1, num_documents):.1f} lines per document"
+    what = "paragraphs" if layout == PARAGRAPH_PER_LINE else "sentences"
+    lines = f"{num_lines:,} lines ({what}), {num_lines / max(1, num_documents):.1f} lines per document"
     return f"{documents}, {lines}{tabs}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ from preprocess.corpus.layouts import (
     LABELLED_TSV,
     MEDIAWIKI,
     PARQUET,
+    PLAIN_LAYOUTS,
 )
 from preprocess.corpus.mediawiki import require_parser
 from preprocess.corpus.parquet import MAGIC, Column
@@ -31,7 +32,8 @@ READ_BYTES = 1 << 20
 PROGRESS_BYTES = 4 << 20
 ALONE_BYTES = 16 << 20  # so little is looked through by this process
 MAX_CORPUS_LABELS = 1 << 16
-MIN_DOCUMENT_FILES = 8
+MIN_FILES = 8  # of a source, to be judged together
+NEARLY_ALL = 0.9
 MAX_BOOK_BYTES = 32 << 20  # prose with paragraphs in a larger file is many books
 MAX_PARAGRAPH_LINES = 1.5
 TAR_OFFSET = 257
@@ -87,7 +89,7 @@ def survey_files(
             found = run_blocks(job, range(len(long)), num_workers if total > ALONE_BYTES else 1, advance)
         for index, survey in zip(long, found, strict=True):
             surveys[index] = survey
-    surveys = [_without_large_book(survey) for survey in _as_documents(surveys)]
+    surveys = [_without_large_book(survey) for survey in _as_one_source(surveys)]
     for survey in surveys:
         if survey.file.layout == DOCUMENT_PER_FILE and survey.file.num_bytes > MAX_DOCUMENT_BYTES:
             raise ValueError(
@@ -97,28 +99,34 @@ def survey_files(
     return surveys
 
 
-def _as_documents(surveys: list[Surveyed]) -> list[Surveyed]:
-    """Take the files of a folder of documents for one document each.
+def _as_one_source(surveys: list[Surveyed]) -> list[Surveyed]:
+    """Judge the files of a folder together, where there are MIN_FILES or more plain ones whose layout was detected.
 
-    A source is one if it has MIN_DOCUMENT_FILES files or more and most of them are a few paragraphs of prose.
+    If most of them may be one document each, all of them are. Otherwise, if nearly all have one layout, all have it.
     """
-    num_files = Counter(survey.file.source for survey in surveys)
-    num_prose = Counter(survey.file.source for survey in surveys if survey.report.is_prose)
-    chosen = {
-        source
-        for source, number in num_files.items()
-        if number >= MIN_DOCUMENT_FILES and 2 * num_prose[source] > number
-    }
-    return [
-        replace(
-            survey,
-            file=replace(survey.file, layout=DOCUMENT_PER_FILE),
-            report=replace(survey.report, layout=DOCUMENT_PER_FILE),
+    plain: dict[int, list[int]] = defaultdict(list)
+    for index, survey in enumerate(surveys):
+        if survey.report.layout in PLAIN_LAYOUTS and not survey.report.given:
+            plain[survey.file.source].append(index)
+    result = list(surveys)
+    for indices in plain.values():
+        if len(indices) < MIN_FILES:
+            continue
+        documents = sum(
+            surveys[index].report.may_be_document or surveys[index].report.layout == DOCUMENT_PER_FILE
+            for index in indices
         )
-        if survey.file.source in chosen and survey.report.is_prose
-        else survey
-        for survey in surveys
-    ]
+        layout, count = Counter(surveys[index].report.layout for index in indices).most_common(1)[0]
+        if 2 * documents > len(indices):
+            layout, count = DOCUMENT_PER_FILE, len(indices)
+        if count >= NEARLY_ALL * len(indices):
+            for index in indices:
+                result[index] = _with_layout(surveys[index], layout)
+    return result
+
+
+def _with_layout(survey: Surveyed, layout: str) -> Surveyed:
+    return replace(survey, file=replace(survey.file, layout=layout), report=replace(survey.report, layout=layout))
 
 
 def _without_large_book(survey: Surveyed) -> Surveyed:

@@ -121,7 +121,7 @@ def test_real_books_are_one_document_each(shared_data: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "layout", "told"),
     [
-        ("sample/en_northanger_abbey.txt", SENTENCE_PER_LINE, "32 documents"),
+        ("sample/en_northanger_abbey.txt", "paragraph_per_line", "32 documents"),
         ("sample/zh_tang300_song100.txt", SENTENCE_PER_LINE, "437 documents"),
         ("sample/zh_reviews_800.tsv", "labelled_tsv", "800 documents of 2 columns, 2 labels (0, 1), header line left"),
         ("raw_zh_clue_news/doc_per_line.txt", DOCUMENT_PER_LINE, "2,500 documents"),
@@ -164,7 +164,72 @@ def test_many_files_are_summed_up(tmp_path: Path) -> None:
     assert reports[0].startswith(
         "20 files: 300 bytes, sentence_per_line (detected): 40 documents, 60 lines (sentences)"
     )
-    assert reports[1].startswith("10 files: 80 bytes, document_per_line (detected): 20 documents, a line each")
+    assert f"10 files ({tmp_path}/0.txt, {tmp_path}/12.txt, " in reports[1]
+    assert ", ...): 80 bytes, document_per_line (detected): 20 documents, a line each" in reports[1]
+    (tmp_path / "mine.jsonl").write_text('{"text": "one"}\n')
+    assert opened(tmp_path)[1][2].startswith(f"{tmp_path}/mine.jsonl: 16 bytes, jsonl (detected)")
+
+
+WRAPPED = textwrap.fill(PARAGRAPH, 72)
+SENTENCES = "她说了一句话。\n他走了。\n没有人回答她。\n"
+
+
+@pytest.mark.parametrize("odd", [WRAPPED, "Title\n", "One. Two.\n\n" * 12, SENTENCES])
+@pytest.mark.parametrize("text", ["\n\n".join([WRAPPED] * 5), SENTENCES, "\n".join([PARAGRAPH] * 4)])
+def test_a_folder_is_judged_as_a_whole(tmp_path: Path, text: str, odd: str) -> None:
+    """Short documents, wrapped or not, are one a file; so is the odd one among them."""
+    for number in range(20):
+        (tmp_path / f"{number:02}.txt").write_text(text)
+    (tmp_path / "odd.txt").write_text(odd)
+    corpus, reports = opened(tmp_path)
+    assert {file.layout for file in corpus.files} == {"document_per_file"}
+    assert "taken as 21 documents of " in reports[0]
+
+
+def test_a_folder_of_many_documents_a_file(tmp_path: Path) -> None:
+    """Sentences with blank lines between documents stay so, with an odd file among them."""
+    for number in range(20):
+        (tmp_path / f"{number:02}.txt").write_text("\n".join([SENTENCES] * 4))
+    (tmp_path / "odd.txt").write_text(SENTENCES)
+    assert {file.layout for file in opened(tmp_path)[0].files} == {"sentence_per_line"}
+
+
+def test_paragraphs_with_blank_lines_between_documents(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("\n\n".join(["\n".join(["Mr. X came. He saw. He left."] * 3)] * 50))
+    corpus, reports = opened(path)
+    assert corpus.files[0].layout == "paragraph_per_line"
+    assert "paragraph_per_line (detected): 50 documents, 150 lines (paragraphs), 3.0 lines per document" in reports[0]
+    found = list(BlockReader(corpus, 1 << 20).documents(0))
+    assert len(found) == 50 and not found[0].lines_are_sentences and found[0].text.count("\n") == 2
+
+
+GOOD = '{"text": "one thing"}\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# exported\n" + GOOD * 20,
+        ("not json\n" + GOOD * 9) * 30,
+        GOOD * 2 + "{broken\n",
+        GOOD * 5 + "\n" + '{"text": "cut',
+        '{"text": "' + "long " * 1_000_000 + '"}\n' + GOOD * 10,
+        '{"text": "' + "long " * 100,
+    ],
+)
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_json_lines_with_some_that_are_none(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert opened(tmp_path / name)[0].files[0].layout == "jsonl"
+
+
+@pytest.mark.parametrize("line", ['"a string"', "[1, 2]", "text"])
+def test_a_name_that_promises_json_lines(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.jsonl").write_text(f"{line}\n" * 9)
+    with pytest.raises(ValueError, match=r"x\.jsonl holds no JSON object a line .*jsonl needs lines such as"):
+        opened(tmp_path / "x.jsonl")
+    assert opened(tmp_path / "x.jsonl", "document_per_line")[0].files[0].layout == "document_per_line"
 
 
 def test_layout_that_contradicts_the_file(tmp_path: Path) -> None:
@@ -188,13 +253,11 @@ def test_layout_that_contradicts_the_file(tmp_path: Path) -> None:
 def test_columns_in_another_order(tmp_path: Path) -> None:
     path = tmp_path / "x.tsv"
     path.write_text("".join(f"text {n}\t{n % 2}\n" for n in range(20)))
-    message = (
-        r"x.tsv has 2 columns, and the last is \(labels are needed in the first\): put them in the order label<TAB>"
-    )
+    message = r"x.tsv has 2 columns with the labels in the last: put them in the order label<TAB>"
     with pytest.raises(ValueError, match=message):
         opened(path)
     path.write_text("".join(f"a {n}\tb {n}\tc {n}\n" for n in range(50)))
-    with pytest.raises(ValueError, match=r"x.tsv has 3 columns, and the first is not a label: put them"):
+    with pytest.raises(ValueError, match=r"x.tsv has 3 columns and the first does not look like labels: put them"):
         opened(path)
     assert opened(path, DOCUMENT_PER_LINE)[0].files[0].layout == DOCUMENT_PER_LINE
 
