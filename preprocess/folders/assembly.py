@@ -70,8 +70,7 @@ def read_folder(folder: Path | str) -> ShardFolder:
             "give that folder, they go along"
         )
     heldout = read_manifest(main.folder / HELDOUT_FOLDER) if has_heldout(main) else None
-    problems = count_problems(main, heldout) + (count_problems(heldout, None) if heldout else [])
-    if problems:
+    if problems := count_problems(main, heldout):
         raise ValueError(problems[0])
     if heldout is None:
         return ShardFolder(main, None)

@@ -55,11 +55,13 @@ def other_counts(manifests: Iterable[Manifest]) -> dict[str, int]:
 
 
 def count_problems(manifest: Manifest, heldout: Manifest | None) -> list[str]:
-    """Return where the counts of a manifest contradict its shards, and those of its sources; one text for all.
+    """Return where counts contradict the shards, or the numbers of the sources; one text for each bad manifest.
 
     Args:
-        heldout: manifest of its held-out documents. A manifest without tokenizer files is such a one itself.
+        manifest: of a shard folder, or of a folder of held-out documents (which has no tokenizer files).
+        heldout: that of its held-out documents.
     """
+    found = count_problems(heldout, None) if heldout else []
     expected = totals(manifest.shards)
     if manifest.tokenizer.get("files"):
         kept_out = totals(heldout.shards if heldout else [])
@@ -71,7 +73,9 @@ def count_problems(manifest: Manifest, heldout: Manifest | None) -> list[str]:
     for name, count in totals(manifest.sources).items():
         if count != expected[name]:
             problems.append(f"the sources have {count} {name} together, and the shards have {expected[name]}")
-    return [f"{manifest.folder / MANIFEST_NAME} contradicts itself: {'; '.join(problems)}"] if problems else []
+    if problems:
+        found.append(f"{manifest.folder / MANIFEST_NAME} contradicts itself: {'; '.join(problems)}")
+    return found
 
 
 def source_problems(manifest: Manifest, shards: Iterable[SourceCounts]) -> list[str]:

@@ -191,16 +191,18 @@ def _unknown_files(manifest: Manifest) -> Iterator[str]:
 
 
 def _contradictions(manifests: list[Manifest], folder: Path) -> Iterator[str]:
-    """Compare the counts of the manifests that could be read with their shards, and the manifests with each other."""
-    main = next((manifest for manifest in manifests if manifest.folder == folder), None)
-    heldout = next((manifest for manifest in manifests if manifest is not main), None)
-    if heldout is not None:
-        yield from count_problems(heldout, None)
-    if main is None:
-        return
-    if heldout is not None or not has_heldout(main):
+    """Compare counts with shards, and the manifests of a folder and of its held-out documents, where both were read."""
+    if len(manifests) == 2:
+        main, heldout = manifests
         yield from count_problems(main, heldout)
-    if heldout is not None:
-        same = main.tokenizer["digest"] == heldout.tokenizer["digest"] and main.settings == heldout.settings
-        if not same or main.labels != heldout.labels:
+        if _described(main) != _described(heldout):
             yield f"{heldout.folder / MANIFEST_NAME} belongs to other shards than {main.folder / MANIFEST_NAME}"
+    elif manifests and (manifests[0].folder != folder or not has_heldout(manifests[0])):
+        yield from count_problems(manifests[0], None)
+
+
+def _described(manifest: Manifest) -> tuple[object, ...]:
+    """Return what a folder and its held-out documents have in common."""
+    tokenizer = {name: value for name, value in manifest.tokenizer.items() if name != "files"}
+    sources = [(source.name, source.layout, source.files) for source in manifest.sources]
+    return tokenizer, manifest.settings, manifest.labels, sources

@@ -13,7 +13,10 @@ import h5py
 import hdf5plugin  # noqa: F401  (registers zstd)
 import numpy as np
 
+from preprocess.building.build import build_shards
 from preprocess.building.encoding import document_hash
+from preprocess.building.settings import ShardSettings
+from preprocess.corpus.corpus import CorpusSettings
 from preprocess.corpus.document import Document
 from preprocess.shards import ShardArrays, write_shard
 
@@ -82,3 +85,19 @@ def test_hash_of_a_document() -> None:
     assert document_hash(Document("one\ntwo", 0)) == document_hash(Document("one\ntwo", 3, True, label="x")) == expected
     expected = int.from_bytes(hashlib.blake2b("a\té".encode(), digest_size=8).digest(), "big")
     assert document_hash(Document("a", 0, second="é")) == expected
+
+
+def test_every_count_and_key_is_on_the_page(tmp_path: Path, vocabulary_file: Path, repository: Path) -> None:
+    page = (repository / "docs" / "shards.md").read_text(encoding="utf-8")
+    (tmp_path / "a.txt").write_bytes(b"the cat\xff\n\nthe token\n")
+    settings = ShardSettings(
+        corpus=CorpusSettings(arguments=[str(tmp_path / "a.txt")], invalid_utf8="replace"),
+        tokenizer=str(vocabulary_file),
+        output=str(tmp_path / "shards"),
+        heldout=0,
+    )
+    build_shards(settings, say=lambda line: None)
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_bytes())
+    assert manifest["counts"]["documents_with_replaced_bytes"] == 1
+    names = {*manifest, *manifest["counts"], *manifest["sources"][0], *manifest["shards"][0], *manifest["tokenizer"]}
+    assert {name for name in names if f"`{name.removeprefix('heldout_')}`" not in page} == set()

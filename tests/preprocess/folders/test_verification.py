@@ -108,6 +108,14 @@ def test_a_foreign_heldout_folder(shard_folder: Path) -> None:
     assert "belongs to other shards" in verify_folder(shard_folder)[0]
 
 
+def test_a_heldout_folder_of_other_sources(shard_folder: Path) -> None:
+    heldout = read_manifest(shard_folder / "heldout")
+    heldout.sources[0] = replace(heldout.sources[0], name="other")
+    write_manifest(heldout, heldout.folder)
+    (problem,) = verify_folder(shard_folder)
+    assert "heldout/manifest.json belongs to other shards" in problem
+
+
 def test_no_shard_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         verify_folder(tmp_path / "nowhere")
@@ -202,6 +210,9 @@ def test_held_out_counts_without_a_folder_and_within_it(make_folder: Callable[..
     write_manifest(replace(manifest, counts={"documents": 5}), manifest.folder)
     (problem,) = verify_folder(folder)
     assert "heldout/manifest.json contradicts itself: counts.sentences is missing" in problem
+    for refuse in (lambda: list(inspect_folder(folder)), lambda: split_folder(folder, folder.parent / "parts", into=2)):
+        with pytest.raises(ValueError, match=r"heldout/manifest.json contradicts itself: counts.sentences is missing"):
+            refuse()
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
