@@ -78,7 +78,7 @@ def write_finetuned_model(
     """
     config, tensors = to_huggingface(weights, arch, [task.name], builder.tokenizer.special_ids, task.labels)
     config[KEY] = {"task": task.name, "max_length": builder.max_length, **task.settings()}
-    builder.tokenizer.save(folder, CAUSAL_TEXTS if arch.causal else BERT)
+    builder.tokenizer.save(folder, CAUSAL_TEXTS if arch.causal else BERT, builder.max_length)
     write_model_folder(folder, config, tensors)
 
 

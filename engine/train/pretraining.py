@@ -223,7 +223,8 @@ def export(resolved: Resolved, folder: Path, weights: dict[str, Tensor]) -> None
     """Write weights as a Hugging Face folder; its tokenizer adds the special tokens of the model's sequences."""
     heads = [resolved.objective.name]
     config, tensors = to_huggingface(weights, resolved.arch, heads, resolved.tokenizer.special_ids)
-    resolved.tokenizer.save(folder, LANGUAGE_MODEL if resolved.arch.causal else BERT)
+    template = LANGUAGE_MODEL if resolved.arch.causal else BERT
+    resolved.tokenizer.save(folder, template, resolved.arch.max_positions)
     write_model_folder(folder, config, tensors)
 
 

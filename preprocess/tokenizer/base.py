@@ -161,12 +161,13 @@ class Tokenizer:
         """Return the text of ids, as the pipeline's decoder joins them; the special tokens are written out."""
         return self._decoder.decode([int(token) for token in ids], skip_special_tokens=False)
 
-    def save(self, folder: Path | str, template: str = BERT) -> None:
+    def save(self, folder: Path | str, template: str = BERT, max_length: int | None = None) -> None:
         """Write ``files``, the same bytes for the same tokenizer.
 
         Args:
             folder: made if missing.
             template: key of TEMPLATES: the special tokens that transformers adds beside a model of that kind. Neither
                 ``encode`` nor ``digest`` depend on it.
+            max_length: tokens that the model beside it takes, to which transformers truncates when asked to.
         """
-        save_tokenizer(Path(folder), self.pipeline, self.vocabulary, template)
+        save_tokenizer(Path(folder), self.pipeline, self.vocabulary, template, max_length)

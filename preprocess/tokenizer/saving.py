@@ -21,14 +21,19 @@ TEMPLATES = {  # what transformers makes of one text and of two: roles, texts $A
 }
 
 
-def save_tokenizer(folder: Path, pipeline: Pipeline, vocabulary: Vocabulary, template: str) -> None:
+def save_tokenizer(
+    folder: Path, pipeline: Pipeline, vocabulary: Vocabulary, template: str, max_length: int | None
+) -> None:
     """Write the files; see ``Tokenizer.save``."""
     if template not in TEMPLATES:
         raise ValueError(f"there is no template {template!r}; there are: {', '.join(TEMPLATES)}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "tokenizer.json", (full_backend(pipeline, vocabulary, template)).encode())
-    config = json.dumps(_config(pipeline, vocabulary, template), ensure_ascii=False, indent=2) + "\n"
-    write_atomically(folder / "tokenizer_config.json", config.encode())
+    config = _config(pipeline, vocabulary, template)
+    if max_length is not None:
+        config["model_max_length"] = max_length
+    text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+    write_atomically(folder / "tokenizer_config.json", text.encode())
     pipeline.write(folder, vocabulary)
 
 

@@ -60,6 +60,7 @@ def test_transformers_computes_our_logits(preset: str, shards_of_a_kind: Path, t
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     theirs = auto.from_pretrained(tmp_path / "model").eval()
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert their_tokenizer.model_max_length == resolved.arch.max_positions
     tokenizer = load_tokenizer(tmp_path / "model")
     assert tokenizer.digest == resolved.tokenizer.digest  # what --init_from compares
     ids = tokenizer.special_ids
