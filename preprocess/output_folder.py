@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from preprocess.files import TEMPORARY_SUFFIX
+from preprocess.locks import lock
 from preprocess.manifest import MANIFEST_NAME
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -20,6 +20,7 @@ WORK_FOLDER = ".work"  # what an unfinished run has done so far
 UNFINISHED_NAME = "UNFINISHED"  # there from the first write until the manifest is in place
 RECORD_PATTERN = "block-*.json"  # in the work folder: one for each block that is done
 DIGESTS_PATTERN = "digests/block-*.npy"  # in the work folder: one for each block that was compared with the others
+SCRATCH_PATTERN = "scratch-*"  # in the work folder: temporary folders
 OUR_FILE = re.compile(rf"shard-\d{{5,}}\.h5|(shard-\d{{5,}}\.h5|{re.escape(MANIFEST_NAME)})(\.[0-9a-f]+)?\.tmp")
 
 
@@ -28,8 +29,14 @@ def shard_name(block: int) -> str:
     return f"shard-{block:05d}.h5"
 
 
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def claim(folder: Path, *, resume: bool = False, shared: bool = False) -> Iterator[bool]:
+def claim(
+    folder: Path, *, resume: bool = False, shared: bool = False, say: Callable[[str], None] = _note
+) -> Iterator[bool]:
     """Hold ``folder`` for a run; the value is whether an unfinished run had left something there.
 
     The mark of an unfinished run goes when no exception passes. A ValueError is a fault of the inputs: if nothing is
@@ -38,6 +45,7 @@ def claim(folder: Path, *, resume: bool = False, shared: bool = False) -> Iterat
     Args:
         resume: keep what an unfinished run has left; otherwise it is removed.
         shared: several runs work there at the same time, each on its own blocks; the mark then stays.
+        say: gets a line if the file system has no locks.
 
     Raises:
         ValueError: if there is anything in it that no run of ours left there, or another run is at work there.
@@ -48,8 +56,11 @@ def claim(folder: Path, *, resume: bool = False, shared: bool = False) -> Iterat
     _refuse_foreign(folder, entries)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / UNFINISHED_NAME, "a", encoding="utf-8") as mark:
-        _lock(mark, folder, shared)
+    with open(folder / UNFINISHED_NAME, "a+", encoding="utf-8") as mark:
+        if not lock(mark, shared=shared, say=say):
+            raise ValueError(f"another run is writing to --output {folder} now; wait for it, or give another one")
+        if (folder / MANIFEST_NAME).exists():
+            raise ValueError(f"another run has just finished --output {folder}; run the command again")
         mark.truncate(0)
         mark.write(f"Shards are being written here, or their run was stopped: there is no {MANIFEST_NAME} yet.\n")
         mark.flush()
@@ -94,16 +105,33 @@ def _remove(entries: Sequence[Path]) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
 
-def _lock(mark: TextIO, folder: Path, shared: bool) -> None:
-    """Keep other runs out of the folder while ``mark`` is open, where the file system has locks."""
-    try:
-        fcntl.flock(mark, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another run is writing to --output {folder} now; wait for it, or give another one") from None
-    except OSError:
-        pass
-    if (folder / MANIFEST_NAME).exists():
-        raise ValueError(f"another run has just finished --output {folder}; run the command again")
+@contextlib.contextmanager
+def hold_part(folder: Path, share: tuple[int, int]) -> Iterator[None]:
+    """Keep a second run of the same part out, and parts of another number, where the file system has locks.
+
+    Args:
+        folder: which is claimed already.
+        share: (number of the part from 0, how many there are).
+
+    Raises:
+        ValueError: if such a run is at work.
+    """
+    part, count = share[0] + 1, share[1]
+    work = folder / WORK_FOLDER
+    work.mkdir(exist_ok=True)
+    with open(work / f"part-{part}-of-{count}.lock", "a+", encoding="utf-8") as own:
+        if not lock(own):
+            raise ValueError(f"part {part}/{count} of {folder} is being made by another run now")
+        for path in work.glob("part-*-of-*.lock"):
+            other, _, other_count = path.stem.removeprefix("part-").partition("-of-")
+            if other_count != str(count):  # its blocks are partly ours
+                with open(path, "a+", encoding="utf-8") as other_file:
+                    if not lock(other_file):
+                        raise ValueError(
+                            f"part {other}/{other_count} of {folder} is being made now: parts that run at the same "
+                            f"time need the same number of parts, and this one is {part}/{count}"
+                        )
+        yield
 
 
 def is_ours(name: str) -> bool:
@@ -122,6 +150,8 @@ def remove_temporary_files(folder: Path) -> None:
     ):
         for entry in folder.glob(pattern):
             entry.unlink(missing_ok=True)
+    for scratch in (folder / WORK_FOLDER).glob(SCRATCH_PATTERN):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def finish(folder: Path) -> None:

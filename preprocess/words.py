@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -90,10 +91,26 @@ def build_segmenter(name: str, user_dictionary: str | Path | None = None) -> Seg
     return Segmenter(name, _build_rjieba(words) if name == "rjieba" else _build_jieba(words))
 
 
+def segmenter_problem(name: str) -> str:
+    """Return what is wrong if the package of a segmenter, of the same name, is not installed; else ""."""
+    try:
+        if name == "spaces" or (importlib.util.find_spec(name) and importlib.metadata.version(name)):
+            return ""
+    except importlib.metadata.PackageNotFoundError:  # a folder of that name is no package
+        pass
+    return f"word_segmenter {name} needs a package: pip install {name}"
+
+
 def segmenter_identity(name: str, user_dictionary: str | Path | None = None) -> dict[str, str]:
-    """Return what decides a segmenter's words, for a manifest: its name, version, sha256 of the user dictionary."""
+    """Return what decides a segmenter's words, for a manifest: its name, version, sha256 of the user dictionary.
+
+    Raises:
+        ValueError: if its package is not installed.
+    """
     identity = {"name": name}
     if name != "spaces":
+        if problem := segmenter_problem(name):
+            raise ValueError(problem)
         identity["version"] = importlib.metadata.version(name)
     if user_dictionary is not None:
         identity["user_dictionary_sha256"] = hashlib.sha256(Path(user_dictionary).read_bytes()).hexdigest()

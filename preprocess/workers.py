@@ -1,4 +1,4 @@
-"""Worker processes that take block numbers from a shared counter until none is left."""
+"""Worker processes that are given block numbers, one at a time, until none is left."""
 
 from __future__ import annotations
 
@@ -50,38 +50,53 @@ def run_blocks(job: Job, blocks: Sequence[int], num_workers: int, progress: Call
 def _messages(job: Job, blocks: Sequence[int], num_workers: int) -> Iterator[tuple[str, Any]]:
     """Start workers and yield what they send; whatever happens, none is left running."""
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
+    waiting = iter(blocks)
     workers: dict[Connection, BaseProcess] = {}
     try:
         with _single_threaded_tokenizers(), _interrupt_later():
             for _ in range(num_workers):
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(job, blocks, counter, sender), daemon=True)
+                pipe, end = context.Pipe()
+                process = context.Process(target=_work, args=(job, end), daemon=True)
                 process.start()
-                sender.close()
-                workers[receiver] = process
+                end.close()
+                workers[pipe] = process
         while workers:
-            for receiver in cast("list[Connection]", wait(list(workers))):
-                message = _receive(receiver, workers[receiver])
-                if message[0] == "finished":
-                    workers.pop(receiver).join()
-                elif message[0] == "failed":
-                    raise message[1]
-                else:
-                    yield message
+            for pipe in cast("list[Connection]", wait(list(workers))):
+                kind, value = _receive(pipe, workers[pipe])
+                if kind == "failed":
+                    raise value
+                if kind != "ready":
+                    yield kind, value
+                if kind != "progress":
+                    block = next(waiting, None)
+                    _send(pipe, block, workers[pipe])
+                    if block is None:
+                        workers.pop(pipe).join()
     finally:
         _stop(list(workers.values()))
 
 
-def _receive(receiver: Connection, process: BaseProcess) -> tuple[str, Any]:
+def _receive(pipe: Connection, process: BaseProcess) -> tuple[str, Any]:
     try:
-        return receiver.recv()
+        return pipe.recv()
     except (EOFError, OSError):
-        process.join(STOP_SECONDS)
-        code = process.exitcode
-        reason = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        hint = "; out of memory? use fewer --workers or a smaller --shard_bytes" if code == -signal.SIGKILL else ""
-        raise RuntimeError(f"a worker process ended {reason}{hint}") from None
+        raise _died(process) from None
+
+
+def _send(pipe: Connection, block: int | None, process: BaseProcess) -> None:
+    try:
+        pipe.send(block)
+    except OSError:
+        raise _died(process) from None
+
+
+def _died(process: BaseProcess) -> RuntimeError:
+    """Return the error for a worker that has closed its end of the pipe."""
+    process.join(STOP_SECONDS)
+    code = process.exitcode
+    reason = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+    hint = "; out of memory? use fewer --workers or a smaller --shard_bytes" if code == -signal.SIGKILL else ""
+    return RuntimeError(f"a worker process ended {reason}{hint}")
 
 
 def _stop(processes: list[BaseProcess]) -> None:
@@ -132,25 +147,24 @@ def _interrupt_later() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _work(job: Job, blocks: Sequence[int], counter: Any, sender: Connection) -> None:
+def _work(job: Job, pipe: Connection) -> None:
     """Body of a worker process: it ends with its parent, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where it could not be held back from the start
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         state = job.start()
-        while (index := _next(counter)) < len(blocks):
-            block = blocks[index]
-            result = job.run(state, block, lambda num_bytes: sender.send(("progress", num_bytes)))
-            sender.send(("done", (block, result)))
-        sender.send(("finished", None))
-    except BrokenPipeError:  # the parent is gone
+        pipe.send(("ready", None))
+        while (block := _next(pipe)) is not None:
+            result = job.run(state, block, lambda num_bytes: pipe.send(("progress", num_bytes)))
+            pipe.send(("done", (block, result)))
+    except (BrokenPipeError, ConnectionResetError):  # the parent is gone
         pass
     except OSError as error:
-        sender.send(("failed", error))
+        pipe.send(("failed", error))
     except ValueError as error:
-        sender.send(("failed", ValueError(str(error))))
+        pipe.send(("failed", ValueError(str(error))))
     except Exception:
-        sender.send(("failed", RuntimeError(f"a worker process failed:\n{traceback.format_exc()}")))
+        pipe.send(("failed", RuntimeError(f"a worker process failed:\n{traceback.format_exc()}")))
 
 
 def _exit_with_parent() -> None:
@@ -160,8 +174,9 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _next(counter: Any) -> int:
-    with counter.get_lock():
-        index = int(counter.value)
-        counter.value += 1
-    return index
+def _next(pipe: Connection) -> int | None:
+    """Return the number of the next block; None when there is none, or no parent."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from preprocess.building.dropped import check_dropped, join_dropped, path_of_argument
 from preprocess.building.duplicates import mark_duplicates
 from preprocess.building.job import ShardJob
 from preprocess.building.manifests import summary, write_manifests
 from preprocess.building.plan import input_differences, make_plan, setting_differences, version_differences
 from preprocess.building.recognition import recognise
 from preprocess.building.resume import keep_what_fits
+from preprocess.building.same_text import check_records_agree, describe_files, refuse_other_text
 from preprocess.building.settings import ShardSettings
 from preprocess.building.work import BlockRecord, WorkFolder, digest_of_file
 from preprocess.corpus.corpus import Corpus
 from preprocess.corpus.inputs import open_corpus
-from preprocess.files import open_atomically
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
-from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME, claim
+from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER, UNFINISHED_NAME, claim, hold_part
 from preprocess.progress import progress_bar
 from preprocess.tokenizer import Tokenizer, load_tokenizer
 from preprocess.workers import run_blocks
@@ -60,16 +61,21 @@ def build_shards(settings: ShardSettings, say: Say = print) -> Manifest | None:
         if settings.dropped is not None:
             say(f"note: {settings.dropped} is written only while shards are made; it was left as it is")
         return manifest
-    with claim(output, resume=True, shared=settings.part is not None), _part_lock(settings, output):
+    is_part = settings.part is not None
+    with (
+        claim(output, resume=True, shared=is_part, say=say),
+        hold_part(output, settings.share) if is_part else contextlib.nullcontext(),
+    ):
         work = WorkFolder(output)
         work.make()
         corpus = _open(settings, work.spool, output, say)
-        plan = _agree_on_plan(settings, make_plan(settings, corpus, tokenizer), work, say)
-        _run(settings, corpus, tokenizer, work, say)
+        plan = make_plan(settings, corpus, tokenizer) | {"inputs": describe_files(corpus, sampled=is_part)}
+        plan = _agree_on_plan(settings, corpus, plan, work, say)
+        _run(settings, corpus, tokenizer, plan, work, say)
         if settings.part is not None:
             say(f"part {settings.part} of {output} is done; when all parts are: python -m preprocess finish {output}")
             return None
-        return _seal(output, plan, work, say)
+        return _seal(output, plan, _records(output, plan, work), work, say)
 
 
 def finish_shards(folder: str, say: Say = print) -> Manifest:
@@ -86,24 +92,33 @@ def finish_shards(folder: str, say: Say = print) -> Manifest:
         raise ValueError(
             f"{output} holds no unfinished shards; make them with `python -m preprocess shards --part I/N`"
         )
-    with claim(output, resume=True):
+    with claim(output, resume=True, say=say):
         work = WorkFolder(output)
         plan = work.read_plan()
         assert plan is not None
-        return _seal(output, plan, work, say)
+        records = _records(output, plan, work)
+        check_records_agree(plan, records, work, say)
+        return _seal(output, plan, records, work, say)
 
 
 def _open(settings: ShardSettings, spool: Path, output: Path, say: Say) -> Corpus:
     corpus, reports = open_corpus(settings.corpus, spool, settings.workers)
     _check_output_apart(output, [file.path for file in corpus.files if Path(file.path).parent != spool])
     if settings.dropped is not None:
-        _check_dropped(settings.dropped, output, settings.corpus.arguments, [file.path for file in corpus.files])
+        check_dropped(settings.dropped, output, settings.corpus.arguments, [file.path for file in corpus.files])
     for line in reports:
         say(line)
+    if settings.cleaning.deduplicate == "sentences" and corpus.has_second:
+        raise ValueError(
+            "--deduplicate sentences is for documents of one text, and this corpus has second texts; give "
+            "--deduplicate documents, which compares both"
+        )
     return corpus
 
 
-def _agree_on_plan(settings: ShardSettings, plan: dict[str, Any], work: WorkFolder, say: Say) -> dict[str, Any]:
+def _agree_on_plan(
+    settings: ShardSettings, corpus: Corpus, plan: dict[str, Any], work: WorkFolder, say: Say
+) -> dict[str, Any]:
     """Compare the plan with that of the unfinished run, or of the other parts, and put it in place.
 
     What the change of plan makes useless goes before the new plan is there, so that no run takes it for its own.
@@ -116,6 +131,9 @@ def _agree_on_plan(settings: ShardSettings, plan: dict[str, Any], work: WorkFold
         work.write_plan(plan)
         return plan
     changes = _compare_plans(settings, found, plan, work.output)
+    if settings.part is not None:
+        refuse_other_text(settings, corpus, work, found, plan, say)
+        plan = plan | {"inputs": found.get("inputs", plan["inputs"])}
     if changes:
         say(f"note: since the run was stopped the inputs have changed: {', '.join(changes)}")
         work.forget_digests()  # the files may be read in another way now, though their bytes are the same
@@ -155,12 +173,14 @@ def _forget_all(work: WorkFolder) -> None:
     work.forget_digests()
 
 
-def _run(settings: ShardSettings, corpus: Corpus, tokenizer: Tokenizer, work: WorkFolder, say: Say) -> None:
+def _run(
+    settings: ShardSettings, corpus: Corpus, tokenizer: Tokenizer, plan: dict[str, Any], work: WorkFolder, say: Say
+) -> None:
     """Do the blocks of this run that are not done yet."""
     tokenizer.save(work.output / TOKENIZER_FOLDER)
     if settings.heldout:
         (work.output / HELDOUT_FOLDER).mkdir(exist_ok=True)
-    run = _executor(settings)
+    run = _executor(settings, plan)
     first, step = settings.share
     blocks = range(first, corpus.num_blocks(settings.shard_bytes), step)
     done = keep_what_fits(settings, corpus, work, blocks, say)
@@ -189,16 +209,18 @@ def keep_unless_duplicates_changed(work: WorkFolder, done: set[int]) -> set[int]
     return kept
 
 
-def _executor(settings: ShardSettings) -> Callable[..., list[Any]]:
+def _executor(settings: ShardSettings, plan: dict[str, Any]) -> Callable[..., list[Any]]:
     if settings.executor == "ray":
         from preprocess.building.ray_executor import run_blocks_on_ray
 
-        return run_blocks_on_ray
+        segmenter = plan["settings"].get("word_segmenter", {})
+        versions = {segmenter["name"]: segmenter["version"]} if "version" in segmenter else {}
+        return functools.partial(run_blocks_on_ray, versions=plan["versions"] | versions)
     return run_blocks
 
 
-def _seal(output: Path, plan: dict[str, Any], work: WorkFolder, say: Say) -> Manifest:
-    """Write the manifests when every block is done."""
+def _records(output: Path, plan: dict[str, Any], work: WorkFolder) -> list[BlockRecord]:
+    """Return the records of all blocks; ValueError names those that are missing."""
     records: list[BlockRecord] = []
     missing = []
     for block in range(plan["num_blocks"]):
@@ -213,8 +235,13 @@ def _seal(output: Path, plan: dict[str, Any], work: WorkFolder, say: Say) -> Man
             f"{output} is not complete: {len(missing):,} of {plan['num_blocks']:,} blocks are missing ({shown}); run "
             "the parts that were not run to their end, then finish again"
         )
+    return records
+
+
+def _seal(output: Path, plan: dict[str, Any], records: Sequence[BlockRecord], work: WorkFolder, say: Say) -> Manifest:
+    """Write the manifests: every block is done."""
     if plan["dropped_file"] is not None:
-        _join_dropped(Path(plan["dropped_file"]), work, plan["num_blocks"])  # before a manifest says that all is done
+        join_dropped(Path(plan["dropped_file"]), work, plan["num_blocks"])  # before a manifest says that all is done
     if not any(record.kept for record in records):
         shutil.rmtree(work.path)  # nothing worth going on with: other options may begin anew
     manifest = write_manifests(output, plan, records)
@@ -223,71 +250,8 @@ def _seal(output: Path, plan: dict[str, Any], work: WorkFolder, say: Say) -> Man
     return manifest
 
 
-def _join_dropped(path: Path, work: WorkFolder, num_blocks: int) -> None:
-    """Join the dropped texts of all blocks into the file that the user asked for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(path) as joined:
-        for block in range(num_blocks):
-            with open(work.dropped_path(block), "rb") as part:
-                shutil.copyfileobj(part, joined)
-
-
-@contextmanager
-def _part_lock(settings: ShardSettings, output: Path) -> Iterator[None]:
-    """Keep a second run of the same part out, where the file system has locks."""
-    if settings.part is None:
-        yield
-        return
-    work = WorkFolder(output)
-    work.make()
-    count = settings.share[1]
-    with open(work.path / f"part-{settings.share[0] + 1}-of-{count}.lock", "w", encoding="utf-8") as lock:
-        if not _lock(lock):
-            raise ValueError(f"part {settings.part} of {output} is being made by another run now")
-        for path in work.path.glob("part-*-of-*.lock"):
-            other, _, other_count = path.stem.removeprefix("part-").partition("-of-")
-            if other_count != str(count):  # its blocks are partly ours
-                with open(path, "w", encoding="utf-8") as other_lock:
-                    if not _lock(other_lock):
-                        raise ValueError(
-                            f"part {other}/{other_count} of {output} is being made now: parts that run at the same "
-                            f"time need the same number of parts, and this one is {settings.part}"
-                        )
-        yield
-
-
-def _lock(file: TextIO) -> bool:
-    """Lock a file while it is open; False if another process has it. True where the file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _check_dropped(dropped: str, output: Path, arguments: Sequence[str], files: Sequence[str]) -> None:
-    """Refuse to write what is dropped into the output, into the corpus, or over a folder."""
-    path = os.path.abspath(dropped)
-    if os.path.isdir(path):
-        raise ValueError(f"--dropped {dropped} is a folder; give a file")
-    if path.startswith(os.path.join(os.path.abspath(output), "")):
-        raise ValueError(f"--dropped {dropped} lies in --output {output}; give a file elsewhere")
-    folders = [argument for argument in (_path(argument) for argument in arguments) if os.path.isdir(argument)]
-    if any(path.startswith(os.path.join(os.path.abspath(folder), "")) for folder in folders):
-        raise ValueError(f"--dropped {dropped} lies in the corpus, so the next run would read it; give another file")
-    if os.path.exists(path) and any(os.path.samefile(path, file) for file in files):
-        raise ValueError(f"--dropped {dropped} is a file of the corpus, and would be overwritten; give another file")
-
-
-def _path(argument: str) -> str:
-    """Return the path of a ``[NAME=]PATH`` argument."""
-    return argument if os.path.lexists(argument) else argument.partition("=")[2] or argument
-
-
 def _check_output_apart(output: Path, inputs: Sequence[str]) -> None:
     inside = os.path.join(os.path.abspath(output), "")
     for path in inputs:
-        if os.path.join(os.path.abspath(_path(path)), "").startswith(inside):
+        if os.path.join(os.path.abspath(path_of_argument(path)), "").startswith(inside):
             raise ValueError(f"--corpus contains {path}, which lies in --output {output}; give another --output")

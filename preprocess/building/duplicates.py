@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,10 +39,15 @@ def mark_duplicates(
             run(job, missing, settings.workers, progress)
     known = work.all_digests()
     files = [known[block][0] for block in range(num_blocks)]
-    with tempfile.TemporaryDirectory(dir=work.path, prefix="duplicates-") as folder:
-        found = [Path(folder) / work.duplicates_path(block).name for block in range(num_blocks)]
+    part = "scratch-{}-of-{}-".format(*settings.share)
+    for dead in work.path.glob(f"{part}*"):  # of a run of this part that was killed: two do not run at once
+        shutil.rmtree(dead, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=work.path, prefix=part) as folder:
+        found: list[Path | None] = [None] * num_blocks
+        for block in own:
+            found[block] = Path(folder) / work.duplicates_path(block).name
         with progress_bar("comparing digests", sum(file.stat().st_size for file in files)) as progress:
             num_duplicates = find_duplicates(files, found, progress=progress)
         for block in own:
-            os.replace(found[block], work.duplicates_path(block))
+            os.replace(Path(folder) / work.duplicates_path(block).name, work.duplicates_path(block))
     return num_duplicates

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preprocess.building.settings import ShardSettings
-from preprocess.cleaning.settings import CleaningSettings, cleaning_versions
+from preprocess.building.versions import plan_versions
+from preprocess.cleaning.settings import CleaningSettings
 from preprocess.corpus.corpus import Corpus, CorpusSettings, InputFile
 from preprocess.manifest import Manifest, Source
-from preprocess.shards import library_versions
 from preprocess.tokenizer import Tokenizer
 from preprocess.words import segmenter_identity
 
@@ -24,7 +24,7 @@ def make_plan(settings: ShardSettings, corpus: Corpus, tokenizer: Tokenizer) -> 
     return {
         "tokenizer": {"type": tokenizer.type, "digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "settings": decisive_settings(settings),
-        "versions": library_versions() | cleaning_versions(settings.cleaning),
+        "versions": plan_versions(settings, corpus, tokenizer),
         "sources": [dataclasses.asdict(source) for source in describe_sources(corpus, Counter())],
         "labels": list(corpus.labels),
         "has_second": corpus.has_second,

@@ -10,12 +10,12 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import preprocess
-from preprocess.shards import library_versions
+from preprocess.building.versions import library_versions, versions_here
 from preprocess.workers import Job
 
 STORE_BYTES = 80 << 20  # results are small, so the smallest store that Ray takes will do
@@ -23,11 +23,20 @@ PATIENCE_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 
 
-def run_blocks_on_ray(job: Job, blocks: Sequence[int], num_workers: int, progress: Callable[[int], None]) -> list[Any]:
+def run_blocks_on_ray(
+    job: Job,
+    blocks: Sequence[int],
+    num_workers: int,
+    progress: Callable[[int], None],
+    versions: Mapping[str, str] | None = None,
+) -> list[Any]:
     """Run a job over blocks on up to ``num_workers`` actors and return the results in the order of the blocks.
 
     The cluster whose address is in RAY_ADDRESS is used ("auto": the one that runs on this machine); without it one is
     started here for the time of the call. The corpus and the output folder must be at the same paths on all its nodes.
+
+    Args:
+        versions: library -> version that all nodes must have; None: as here, those that decide a shard's bytes.
 
     Raises:
         ValueError: if ray is not installed, there is no cluster at that address, or its nodes have other versions of
@@ -37,12 +46,13 @@ def run_blocks_on_ray(job: Job, blocks: Sequence[int], num_workers: int, progres
     if not blocks:
         return []
     ray = _ray()
+    versions = library_versions() if versions is None else versions
     num_workers = min(num_workers, len(blocks))
     with _cluster(ray, num_workers):
         actor = ray.remote(num_cpus=1)(BlockWorker)
-        handles = [actor.remote(job, os.getcwd()) for _ in range(num_workers)]
+        handles = [actor.remote(job, os.getcwd(), list(versions)) for _ in range(num_workers)]
         try:
-            return _hand_out(ray, handles, blocks, progress)
+            return _hand_out(ray, handles, blocks, progress, versions)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, (ValueError, OSError)):
@@ -117,18 +127,20 @@ class BlockWorker:
 
     Args:
         folder: that the command was started in; paths may be relative to it.
+        libraries: names of those whose versions are asked for.
     """
 
-    def __init__(self, job: Job, folder: str) -> None:
+    def __init__(self, job: Job, folder: str, libraries: Sequence[str]) -> None:
         with contextlib.suppress(OSError):  # where it is missing, only absolute paths are found
             os.chdir(folder)
         self._job = job
+        self._libraries = libraries
         self._state: Any = None
 
     def start(self) -> tuple[str, dict[str, str]]:
-        """Load the state; return the node's name and the versions of the libraries that decide the bytes."""
+        """Load the state; return the node's name and the versions of the libraries there."""
         self._state = self._job.start()
-        return os.uname().nodename, library_versions()
+        return os.uname().nodename, versions_here(self._libraries)
 
     def run(self, block: int) -> tuple[Any, int]:
         """Do a block; return its result and the bytes done."""
@@ -137,7 +149,13 @@ class BlockWorker:
         return result, sum(done)
 
 
-def _hand_out(ray: Any, handles: Sequence[Any], blocks: Sequence[int], progress: Callable[[int], None]) -> list[Any]:
+def _hand_out(
+    ray: Any,
+    handles: Sequence[Any],
+    blocks: Sequence[int],
+    progress: Callable[[int], None],
+    versions: Mapping[str, str],
+) -> list[Any]:
     """Give each actor that runs the next block; those that the cluster has no room for get none."""
     results: dict[int, Any] = {}
     waiting = iter(enumerate(blocks))
@@ -151,7 +169,8 @@ def _hand_out(ray: Any, handles: Sequence[Any], blocks: Sequence[int], progress:
         handle, index = asked.pop(ready[0])
         answer = ray.get(ready[0])
         if index is None:
-            _check_versions(*answer)
+            node, there = answer
+            _check_versions(node, there, versions)
             is_started = True
         else:
             results[index] = answer[0]
@@ -162,12 +181,12 @@ def _hand_out(ray: Any, handles: Sequence[Any], blocks: Sequence[int], progress:
     return [results[index] for index in range(len(blocks))]
 
 
-def _check_versions(node: str, versions: dict[str, str]) -> None:
+def _check_versions(node: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
     """Refuse a node whose libraries would write other bytes than the manifest says."""
     different = [
-        f"{name} is {versions.get(name)} there and {version} here"
-        for name, version in library_versions().items()
-        if versions.get(name) != version
+        f"{name} is {there.get(name)} there and {version} here"
+        for name, version in here.items()
+        if there.get(name) != version
     ]
     if different:
         raise ValueError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from preprocess.cleaning.settings import CleaningSettings
 from preprocess.corpus.corpus import CorpusSettings
 from preprocess.shards import COMPRESSIONS
-from preprocess.words import SEGMENTERS
+from preprocess.words import SEGMENTERS, segmenter_problem
 
 DEFAULT_SHARD_BYTES = 64 << 20
 DEFAULT_HELDOUT = 0.01
@@ -64,6 +65,8 @@ class ShardSettings:
             )
         if self.compression not in COMPRESSIONS:
             found.append(f"compression is {self.compression!r}; allowed: {', '.join(COMPRESSIONS)}")
+        if self.compression == "zstd" and not importlib.util.find_spec("hdf5plugin"):
+            found.append("compression zstd needs a package: pip install hdf5plugin, or use --compression gzip")
         if self.executor not in EXECUTORS:
             found.append(f"executor is {self.executor!r}; allowed: {', '.join(EXECUTORS)}")
         return found + self._word_problems() + self._part_problems()
@@ -71,10 +74,12 @@ class ShardSettings:
     def _word_problems(self) -> list[str]:
         if self.word_segmenter is not None and self.word_segmenter not in SEGMENTERS:
             return [f"word_segmenter is {self.word_segmenter!r}; allowed: {', '.join(SEGMENTERS)}"]
-        if self.word_segmenter in DICTIONARY_SEGMENTERS and not importlib.util.find_spec(self.word_segmenter):
-            return [f"word_segmenter {self.word_segmenter} needs a package: pip install {self.word_segmenter}"]
+        if self.word_segmenter and (problem := segmenter_problem(self.word_segmenter)):
+            return [problem]
         if self.user_dictionary and self.word_segmenter not in DICTIONARY_SEGMENTERS:
             return ["user_dictionary needs --word_segmenter rjieba or jieba"]
+        if self.user_dictionary and not Path(self.user_dictionary).is_file():
+            return [f"user_dictionary is {self.user_dictionary!r}: there is no such file"]
         return []
 
     def _part_problems(self) -> list[str]:

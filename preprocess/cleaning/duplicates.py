@@ -56,7 +56,7 @@ def write_digests(path: Path, digests: Iterable[bytes]) -> int:
 
 def find_duplicates(
     digest_files: Sequence[Path | None],
-    output_files: Sequence[Path],
+    output_files: Sequence[Path | None],
     memory_bytes: int = DEFAULT_MEMORY,
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
@@ -64,15 +64,16 @@ def find_duplicates(
 
     Args:
         digest_files: of each block, as `write_digests` wrote it; None for a block without items.
-        output_files: of each block, for `read_duplicates`: indices of its duplicates, rising.
+        output_files: of each block, for `read_duplicates`: indices of its duplicates, rising; None: a list that
+            nobody needs.
         memory_bytes: about how much memory the work may take; with less it takes more rounds.
         progress: called with the bytes of digest files done since the last call.
 
     Raises:
         ValueError: for a digest file that is not whole.
     """
-    spills = [path.with_name(path.name + ".part") for path in output_files]
-    for spill in spills:
+    spills = {block: path.with_name(path.name + ".part") for block, path in enumerate(output_files) if path is not None}
+    for spill in spills.values():
         spill.unlink(missing_ok=True)
     files = [(block, path) for block, path in enumerate(digest_files) if path is not None]
     ends = np.array([_num_records(path) for _, path in files], np.int64)
@@ -82,12 +83,14 @@ def find_duplicates(
         num_records = int((tops - begins).sum())
         find = _duplicates_of_range if num_records <= limit else _duplicates_of_one_value
         for block, indices in find(files, begins, tops, limit):
-            with open(spills[block], "ab") as spill_file:
-                spill_file.write(indices.astype("<u4").tobytes())
+            if block in spills:
+                with open(spills[block], "ab") as spill_file:
+                    spill_file.write(indices.astype("<u4").tobytes())
             total += len(indices)
         progress(num_records * RECORD_BYTES)
-    for spill, path in zip(spills, output_files, strict=True):
-        _write_indices(spill, path)
+    for block, path in enumerate(output_files):
+        if path is not None:
+            _write_indices(spills[block], path)
     return total
 
 

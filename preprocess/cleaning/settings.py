@@ -50,6 +50,8 @@ class CleaningSettings:
             *_choice("normal_form", self.normal_form, NORMAL_FORMS),
             *_choice("deduplicate", self.deduplicate, DEDUPLICATE),
             *_missing("simplify", "opencc", self.simplify),
+            *_missing("split_sentences", "sentencex", self.split_sentences),
+            *_missing("min_script_share", "regex", bool(self.min_script_share)),
             *_lengths(self.min_characters, self.max_characters),
             *_patterns("drop_matching", self.drop_matching),
             *_patterns("keep_matching", self.keep_matching),
@@ -59,14 +61,20 @@ class CleaningSettings:
 
 def cleaning_versions(settings: CleaningSettings) -> dict[str, str]:
     """Return the versions of what decides the bytes that these settings leave, for a manifest."""
+    python = python_versions()
     versions = {}
     if settings.normal_form != "none" or settings.drop_matching or settings.keep_matching:
-        versions["unicodedata"] = unicodedata.unidata_version
+        versions["unicodedata"] = python["unicodedata"]
     if settings.drop_matching or settings.keep_matching:
-        versions["re"] = ".".join(platform.python_version_tuple()[:2])
+        versions["re"] = python["re"]
     packages = {"opencc": settings.simplify, "regex": settings.min_script_share, "sentencex": settings.split_sentences}
     versions.update({name: importlib.metadata.version(name) for name, is_used in packages.items() if is_used})
     return versions
+
+
+def python_versions() -> dict[str, str]:
+    """Return the versions of what cleaning uses of Python itself."""
+    return {"unicodedata": unicodedata.unidata_version, "re": ".".join(platform.python_version_tuple()[:2])}
 
 
 def script_share(text: str) -> tuple[str, float]:
@@ -138,7 +146,9 @@ def _patterns(name: str, patterns: Sequence[str]) -> list[str]:
 
 
 def _script_shares(shares: Sequence[str]) -> list[str]:
-    problems = []
+    problems: list[str] = []
+    if not importlib.util.find_spec("regex"):
+        return problems
     for share in shares:
         try:
             script_share(share)

@@ -361,7 +361,7 @@ def test_manifest_names_settings_and_versions(shard_folder: Path) -> None:
 
 def test_nothing_left_can_be_tried_again(vocabulary_file: Path, corpus_folder: Path, tmp_path: Path) -> None:
     """Filters that leave nothing leave no folder either."""
-    with pytest.raises(ValueError, match="no document is left to write: dropped were .* documents too short"):
+    with pytest.raises(ValueError, match=r"no document is left to write: dropped were .* documents too short"):
         run([corpus_folder], vocabulary_file, tmp_path / "out", min_characters=100_000)
     assert not (tmp_path / "out").exists()
     run([corpus_folder], vocabulary_file, tmp_path / "out", min_characters=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -153,8 +154,17 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_blocks_on_ray(NoJob(), [], 1, lambda _: None) == []
 
 
-def test_nodes_with_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_executor, "library_versions", lambda: {"h5py": "3", "hdf5": "2"})
-    ray_executor._check_versions("node-7", {"h5py": "3", "hdf5": "2"})
+def test_nodes_with_other_versions_are_refused() -> None:
+    here = {"h5py": "3", "hdf5": "2"}
+    ray_executor._check_versions("node-7", {"h5py": "3", "hdf5": "2"}, here)
     with pytest.raises(ValueError, match=r"the Ray node node-7 has other versions of libraries: hdf5 is 1 there and 2"):
-        ray_executor._check_versions("node-7", {"h5py": "3", "hdf5": "1"})
+        ray_executor._check_versions("node-7", {"h5py": "3", "hdf5": "1"}, here)
+
+
+@needs_ray
+def test_nodes_are_asked_for_all_versions_of_the_plan() -> None:
+    """Not only for those of the libraries that write shards."""
+    versions = {"sentencex": importlib.metadata.version("sentencex"), "re": f"3.{sys.version_info.minor}"}
+    assert run_blocks_on_ray(NoJob(), [5], 1, lambda _: None, versions) == [5]
+    with pytest.raises(ValueError, match=r"tiktoken is .* there and 0\.0 here, nowhere is missing there and 1 here"):
+        run_blocks_on_ray(NoJob(), [5], 1, lambda _: None, {"tiktoken": "0.0", "nowhere": "1"})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import importlib.metadata
+import importlib.util
 import itertools
 import json
 import lzma
@@ -21,6 +23,7 @@ from preprocess.cleaning.settings import CleaningSettings
 from preprocess.corpus.corpus import CorpusSettings
 from preprocess.manifest import Manifest, read_manifest
 from preprocess.shards import ShardReader
+from preprocess.words import segmenter_identity
 from tests.preprocess.building.command_line import REPOSITORY, digests, write_text
 
 # Source, label, first text and second text.
@@ -336,3 +339,70 @@ def test_missing_segmenter(vocabulary_file: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="word_segmenter jieba needs a package: pip install jieba"):
         run(tmp_path / "out", vocabulary_file, ["x"], word_segmenter="jieba")
+
+
+def test_a_folder_is_no_segmenter(vocabulary_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes a folder of that name beside the command for a package."""
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "jieba":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(ValueError, match="word_segmenter jieba needs a package: pip install jieba"):
+        run(tmp_path / "out", vocabulary_file, ["x"], word_segmenter="jieba")
+    with pytest.raises(ValueError, match="word_segmenter jieba needs a package: pip install jieba"):
+        segmenter_identity("jieba")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "settings", "message"),
+    [
+        ("hdf5plugin", {}, "compression zstd needs a package: pip install hdf5plugin, or use --compression gzip"),
+        ("sentencex", {}, "split_sentences needs the package sentencex: pip install sentencex"),
+        (
+            "regex",
+            {"cleaning": CleaningSettings(min_script_share=("Han:0.5",))},
+            "min_script_share needs the package regex: pip install regex",
+        ),
+        (
+            "",
+            {"word_segmenter": "rjieba", "user_dictionary": "nowhere.txt"},
+            r"user_dictionary is 'nowhere\.txt': there is no such file",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_first(
+    vocabulary_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, settings: dict, message: str
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == missing else real(name, *rest))
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "out", vocabulary_file, ["x"], **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sentences_of_pairs_are_not_compared(vocabulary_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("text_a\ttext_b\nthe cat\tthe dog\nthe cat\tthe cat\n")
+    arguments = [str(tmp_path / "a.tsv")]
+    with pytest.raises(ValueError, match=r"this corpus has second texts; give --deduplicate documents, which compares"):
+        run(
+            tmp_path / "out",
+            vocabulary_file,
+            arguments,
+            layout=("paired_tsv",),
+            cleaning=CleaningSettings(deduplicate="sentences"),
+        )
+    assert not (tmp_path / "out").exists()
+    manifest, _ = run(
+        tmp_path / "out",
+        vocabulary_file,
+        arguments,
+        layout=("paired_tsv",),
+        cleaning=CleaningSettings(deduplicate="documents"),
+    )
+    assert manifest.counts["documents"] == 2

@@ -65,6 +65,24 @@ def test_equals_brute_force(tmp_path: Path, seed: int, values: int, memory_bytes
     assert found == expected and number == sum(map(len, expected))
 
 
+def test_lists_of_some_blocks(tmp_path: Path) -> None:
+    """The others are compared all the same."""
+    blocks = random_blocks(4, 30)
+    files: list[Path | None] = []
+    for number, digests in enumerate(blocks):
+        files.append(tmp_path / f"{number}.digests")
+        write_digests(tmp_path / f"{number}.digests", digests)
+    outputs = [tmp_path / f"{number}.npy" if number % 3 == 1 else None for number in range(len(blocks))]
+    expected = by_set(blocks)
+    for memory_bytes in (500, 256 << 20):
+        assert find_duplicates(files, outputs, memory_bytes) == sum(map(len, expected))
+        for number, path in enumerate(outputs):
+            if path is not None:
+                assert read_duplicates(path).tolist() == expected[number]
+                path.unlink()
+        assert {path.suffix for path in tmp_path.iterdir()} == {".digests"}
+
+
 def test_nothing(tmp_path: Path) -> None:
     assert found_by_merging(tmp_path, []) == (0, [])
     assert found_by_merging(tmp_path, [[], []]) == (0, [[], []])
