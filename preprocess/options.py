@@ -14,7 +14,7 @@ from preprocess.building.settings import (
     ShardSettings,
 )
 from preprocess.cleaning.settings import CONTROL_CHARACTERS, DEDUPLICATE, NORMAL_FORMS, CleaningSettings
-from preprocess.corpus.corpus import INVALID_UTF8, CorpusSettings
+from preprocess.corpus.corpus import INCOMPLETE_RECORDS, INVALID_UTF8, CorpusSettings
 from preprocess.corpus.layouts import ALL_LAYOUTS
 from preprocess.importing.nvidia_import import ImportSettings
 from preprocess.inspecting.inspection import NUM_SAMPLES
@@ -67,6 +67,12 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
         "--invalid_utf8", choices=INVALID_UTF8, default="error", help="what to do with text that is not UTF-8"
     )
     group.add_argument(
+        "--incomplete_records",
+        choices=INCOMPLETE_RECORDS,
+        default="error",
+        help="what to do with JSON lines without the text field and lines without their columns or label",
+    )
+    group.add_argument(
         "--max_expansion",
         type=integer,
         default=CorpusSettings.max_expansion,
@@ -82,6 +88,7 @@ def corpus_settings(options: argparse.Namespace) -> CorpusSettings:
         layout=tuple(options.layout or CorpusSettings.layout),
         text_field=tuple(options.text_field or CorpusSettings.text_field),
         invalid_utf8=options.invalid_utf8,
+        incomplete_records=options.incomplete_records,
         max_expansion=options.max_expansion,
     )
 

@@ -46,6 +46,8 @@ def decisive_settings(settings: ShardSettings) -> dict[str, Any]:
             decisive[field.name] = list(value) if isinstance(value, tuple) else value
     if settings.corpus.invalid_utf8 != "error":
         decisive["invalid_utf8"] = settings.corpus.invalid_utf8
+    if settings.corpus.incomplete_records != "error":
+        decisive["incomplete_records"] = settings.corpus.incomplete_records
     if settings.word_segmenter:
         decisive["word_segmenter"] = segmenter_identity(settings.word_segmenter, settings.user_dictionary)
     return decisive
@@ -100,8 +102,8 @@ def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
 
 def _value(settings: Mapping[str, Any], name: str) -> str:
     """Return a setting for the user; one that is not there has its default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(CleaningSettings)}
-    value = settings.get(name, (defaults | {"invalid_utf8": CorpusSettings.invalid_utf8}).get(name))
+    fields = (*dataclasses.fields(CleaningSettings), *dataclasses.fields(CorpusSettings))
+    value = settings.get(name, {field.name: field.default for field in fields}.get(name))
     if isinstance(value, Mapping):  # a word segmenter with its version
         return " ".join(map(str, value.values()))
     return "off" if value is None or value == () else str(value)

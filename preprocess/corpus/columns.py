@@ -19,6 +19,10 @@ SOURCE_NAMES = ("source", "src")
 TARGET_NAMES = ("target", "tgt")
 
 
+class IncompleteRecordError(Exception):
+    """A record without what its layout needs; the text says what is wrong."""
+
+
 def parse_json(parser: TextRecords, offset: int, run: bytes) -> Iterator[Document]:
     """Yield a document for each line, from the field that holds the text."""
     path, source, field = parser.file.path, parser.file.source, parser.file.text_field
@@ -39,12 +43,13 @@ def _json_text(parser: TextRecords, offset: int, record: bytes, field: str) -> s
         if not decoded:
             return ""
     try:
-        value = json.loads(decoded)
-    except (ValueError, RecursionError) as error:
-        raise parser.error(offset, f"it is not JSON ({error}); in jsonl every line is one JSON object") from None
-    text = value.get(field) if type(value) is dict else None
-    if type(text) is not str:
-        text = _find_text(parser, offset, value, field)
+        value = _load(decoded)
+        text = value.get(field) if type(value) is dict else None
+        if type(text) is not str:
+            text = _find_text(value, field)
+    except IncompleteRecordError as problem:
+        parser.incomplete(record, offset, str(problem))
+        return ""
     if (b"\\ud" in record or b"\\uD" in record) and not _is_encodable(text):
         text = _without_surrogates(parser, offset, record, text)
         if not text:
@@ -55,23 +60,29 @@ def _json_text(parser: TextRecords, offset: int, record: bytes, field: str) -> s
     return text
 
 
-def _find_text(parser: TextRecords, offset: int, value: Any, field: str) -> str:
+def _load(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise IncompleteRecordError(f"it is not JSON ({error}); in jsonl every line is one JSON object") from None
+
+
+def _find_text(value: Any, field: str) -> str:
     """Return the text of a field, through objects; "" for null."""
     if not isinstance(value, dict):
-        raise parser.error(offset, f"it is a JSON {_kind(value)}; in jsonl every line is one JSON object")
+        raise IncompleteRecordError(f"it is a JSON {_kind(value)}; in jsonl every line is one JSON object")
     found: Any = value
     for part in [field] if field in value else field.split("."):
         if not isinstance(found, dict) or part not in found:
             names = ", ".join(list(value)[:MAX_SHOWN]) + (", ..." if len(value) > MAX_SHOWN else "")
-            raise parser.error(
-                offset,
+            raise IncompleteRecordError(
                 f"the object has no field {field!r}; it has: {names or 'none'}; name the one with the text by "
-                "--text_field",
+                "--text_field"
             )
         found = found[part]
     if found is not None and not isinstance(found, str):
-        raise parser.error(
-            offset, f"the field {field!r} holds a JSON {_kind(found)}, and text is needed; give another --text_field"
+        raise IncompleteRecordError(
+            f"the field {field!r} holds a JSON {_kind(found)}, and text is needed; give another --text_field"
         )
     return found or ""
 
@@ -118,12 +129,13 @@ def parse_labelled(parser: TextRecords, offset: int, run: bytes) -> Iterator[Doc
     path, source = parser.file.path, parser.file.source
     for place, line, columns in _rows(parser, offset, run):
         if len(columns) not in (2, 3):
-            raise parser.error(
-                place, f"{len(columns)} columns, and labelled_tsv needs label<TAB>text or label<TAB>text<TAB>text_b"
-            )
+            wanted = "label<TAB>text or label<TAB>text<TAB>text_b"
+            parser.incomplete(line, place, f"{len(columns)} columns, and labelled_tsv needs {wanted}")
+            continue
         label, text = columns[0].strip(), columns[1].strip()
         if not label:
-            raise parser.error(place, "its label (the first column) is empty")
+            parser.incomplete(line, place, "its label (the first column) is empty")
+            continue
         second = columns[2].strip() or None if len(columns) == 3 else None
         if text:
             yield Document(text, source, False, second, label, path, place)
@@ -136,7 +148,8 @@ def parse_paired(parser: TextRecords, offset: int, run: bytes) -> Iterator[Docum
     path, source = parser.file.path, parser.file.source
     for place, line, columns in _rows(parser, offset, run):
         if len(columns) != 2:
-            raise parser.error(place, f"{len(columns)} columns, and paired_tsv needs source<TAB>target")
+            parser.incomplete(line, place, f"{len(columns)} columns, and paired_tsv needs source<TAB>target")
+            continue
         text, target = columns[0].strip(), columns[1].strip()
         if text and target:
             yield Document(text, source, False, target, None, path, place)

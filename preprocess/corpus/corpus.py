@@ -12,6 +12,7 @@ from typing import Any
 from preprocess.corpus.layouts import ALL_LAYOUTS, FIELD_LAYOUTS
 
 INVALID_UTF8 = ("error", "drop", "replace")
+INCOMPLETE_RECORDS = ("error", "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class CorpusSettings:
         text_field: the field that holds the text in jsonl and parquet, for all sources, and NAME=FIELD for single ones;
             dots go into objects.
         invalid_utf8: "error", "drop" (the document) or "replace" (the bytes, by U+FFFD).
+        incomplete_records: "error", or "drop" (the record): lines of jsonl that are no JSON object or lack the text, and
+            lines of columns that have too many, too few or an empty label.
         max_expansion: how many times larger than a compressed file its text may be.
     """
 
@@ -32,6 +35,7 @@ class CorpusSettings:
     layout: Sequence[str] = ("auto",)
     text_field: Sequence[str] = ("text",)
     invalid_utf8: str = "error"
+    incomplete_records: str = "error"
     max_expansion: int = 200
 
     def problems(self) -> list[str]:
@@ -50,6 +54,9 @@ class CorpusSettings:
         ]
         if self.invalid_utf8 not in INVALID_UTF8:
             found.append(f"invalid_utf8 is {self.invalid_utf8!r}; allowed: {', '.join(INVALID_UTF8)}")
+        if self.incomplete_records not in INCOMPLETE_RECORDS:
+            allowed = ", ".join(INCOMPLETE_RECORDS)
+            found.append(f"incomplete_records is {self.incomplete_records!r}; allowed: {allowed}")
         if self.max_expansion < 1:
             found.append(f"max_expansion is {self.max_expansion}: needs 1 or more (200 is usual)")
         return found
@@ -159,4 +166,5 @@ class Corpus:
             ],
             "labels": list(self.labels),
             "invalid_utf8": self.settings.invalid_utf8,
+            "incomplete_records": self.settings.incomplete_records,
         }

@@ -12,8 +12,9 @@ from preprocess.corpus.corpus import InputFile
 from preprocess.corpus.document import Document
 from preprocess.corpus.layouts import PARQUET
 from preprocess.corpus.record_ranges import MAX_DOCUMENT_BYTES, way_out
+from preprocess.corpus.streams import PARQUET_MAGIC
 
-MAGIC = b"PAR1"
+MAGIC = PARQUET_MAGIC
 BATCH_BYTES = 4 << 20  # aimed at
 MAX_BATCH_ROWS = 1024
 MAX_SHOWN = 20
@@ -179,7 +180,8 @@ class Column:
         types = self.arrow.types
         if types.is_dictionary(kind):
             kind = kind.value_type
-        if not (types.is_string(kind) or types.is_large_string(kind)):
+        is_text = types.is_string(kind) or types.is_large_string(kind)
+        if not (is_text or types.is_binary(kind) or types.is_large_binary(kind)):  # Spark writes text as binary, too
             raise ValueError(
                 f"{self.path}: the column {self.field!r} holds {kind}, and text is needed; give another --text_field"
             )

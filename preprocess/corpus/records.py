@@ -22,7 +22,7 @@ from preprocess.corpus.layouts import (
     PARAGRAPH_PER_LINE,
     SENTENCE_PER_LINE,
 )
-from preprocess.corpus.mediawiki import namespace_names, parse_pages
+from preprocess.corpus.mediawiki import check_dump, namespace_names, parse_pages
 from preprocess.corpus.prose import unwrap
 from preprocess.corpus.record_ranges import TextFile
 from preprocess.corpus.text_errors import utf8_error
@@ -42,19 +42,28 @@ class TextRecords:
         file: which file, and so which layout.
         invalid_utf8: "error", "drop" or "replace".
         max_expansion: how many times larger than a compressed file its text may be.
+        incomplete_records: "error" or "drop".
 
     Raises:
         ValueError: by any method, naming file and place, for whatever is wrong with it.
     """
 
-    def __init__(self, file: InputFile, invalid_utf8: str = "error", max_expansion: int = 200) -> None:
+    def __init__(
+        self,
+        file: InputFile,
+        invalid_utf8: str = "error",
+        max_expansion: int = 200,
+        incomplete_records: str = "error",
+    ) -> None:
         self.file = file
         self.invalid_utf8 = invalid_utf8
+        self.incomplete_records = incomplete_records
         self.drops = Drops()
         self.num_replaced = 0
         self.text = TextFile(file, max_expansion)
         self.namespaces: Container[str] = ()
         if file.layout == MEDIAWIKI:
+            check_dump(file.path, self.text.head)
             self.namespaces = namespace_names(self.text.head.decode(errors="replace"))
 
     def read(self, first: int, last: int) -> Iterator[tuple[bytes, Iterator[Document]]]:
@@ -89,6 +98,12 @@ class TextRecords:
         except UnicodeDecodeError as error:
             position = offset + error.start
             raise utf8_error(self.file.path, record[error.start], position, self.line_number(position)) from None
+
+    def incomplete(self, record: bytes, offset: int, what: str) -> None:
+        """Drop a record that lacks what its layout needs, or refuse it; ``what`` is wrong with it."""
+        if self.incomplete_records != "drop":
+            raise self.error(offset, f"{what}; or give --incomplete_records drop, which leaves such records out")
+        self.drops.add_record("documents_incomplete_records", record, self.file.path, offset)
 
     def drop_empty(self, record: bytes, offset: int) -> None:
         """Count a record without text, or with nothing but white space in it."""

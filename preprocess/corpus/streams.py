@@ -16,6 +16,7 @@ WINDOW_BYTES = 2 << 20  # kept behind the last read of a compressed file
 TRUSTED_BYTES = 64 << 20  # what any file may expand to
 MAX_XZ_MEMORY = 512 << 20
 
+PARQUET_MAGIC = b"PAR1"
 MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2"}
 
 

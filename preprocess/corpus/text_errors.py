@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from preprocess.corpus.streams import ByteStream, compression_of
+from preprocess.corpus.streams import PARQUET_MAGIC, ByteStream, compression_of
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 8
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+UTF32_MARKS = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 
 
 class Readable(Protocol):
@@ -21,11 +23,34 @@ def check_no_nul(path: str, begin: int, data: bytes, line_at: Callable[[int], in
     """Refuse data with a NUL byte; ``begin`` is its place in the file, ``line_at`` tells the line of a place."""
     position = data.find(b"\0")
     if position >= 0:
+        if begin == 0:
+            _check_packed(path, data)
         offset = begin + position
         line = line_at(offset) if line_at else line_number(path, offset)
         raise ValueError(
             f"{path} is not text: NUL byte at offset {offset:,} (line {line:,}); the text must be UTF-8"
             f"{_hint(path, data)}"
+        )
+
+
+def _check_packed(path: str, data: bytes) -> None:
+    """Refuse the uncompressed data of a compressed file if it is of another kind; ``data`` is its beginning."""
+    stream = ByteStream(path)
+    head = stream.read(0, HEAD_BYTES)
+    stream.close()
+    compression = compression_of(head)
+    if not compression or data.startswith(head):
+        return
+    if data.startswith(PARQUET_MAGIC):
+        raise ValueError(
+            f"{path} is a parquet file inside {compression}: unpack it first (`{compression} -dc {path} > NEW_FILE`); "
+            "parquet compresses its columns itself"
+        )
+    if data.startswith((*UTF16_MARKS, *UTF32_MARKS)):
+        encoding = "UTF-32" if data.startswith(UTF32_MARKS) else "UTF-16"
+        raise ValueError(
+            f"{path} is {encoding} inside {compression}: convert it: {compression} -dc {path} | "
+            f"iconv -f {encoding} -t UTF-8 > NEW_FILE"
         )
 
 
@@ -74,5 +99,5 @@ def _hint(path: str, data: bytes) -> str:
     stream.close()
     if data.startswith(head) and (name := compression_of(head)):
         return f" (this is a {name} file: unpack it first)"
-    is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or 4 * data.count(b"\0") > len(data)
+    is_wide = head.startswith(UTF16_MARKS) or 4 * data.count(b"\0") > len(data)
     return " (this looks like UTF-16)" if is_wide else ""

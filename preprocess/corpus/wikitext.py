@@ -21,6 +21,15 @@ PAIRS = (("{{", "}}"), ("[[", "]]"), ("{|", "|}"), ("<", ">"), ("[", "]"))
 TAG = re.compile(r"<(/?)(?!br\b|hr\b|li\b|p\b)[a-zA-Z]+[^<>]*?(/?)>")
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 
+CODE = r"(?:zh|gan|sr|kk|ku|uz|tg|iu|shi|crh)(?:-[a-z]+)*"
+RULE = rf"(?:[^;:|=]*+=>\s*+)?(?P<code>{CODE})\s*+:"  # possessive: white space of any length takes no time
+CONVERSION = re.compile(r"-\{(?!\{(?!\{))((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}-")
+CONVERSION_FLAGS = re.compile(rf"(?:(?P<letters>[-+ADHNRST;\s]*+)|\s*+{CODE}(?:\s*+;\s*+{CODE})*+\s*+)\|")
+CONVERSION_RULE = re.compile(rf"\s*+{RULE}(?P<words>.*)", re.DOTALL)
+NEXT_RULE = re.compile(rf";\s*+(?={RULE.replace('?P<code>', '?:')})")
+SIMPLIFIED = ("zh-hans", "zh-cn", "zh-sg", "zh-my")
+MAX_NESTED_CONVERSIONS = 8
+
 MAGIC_WORD = re.compile(r"__[A-Z]{3,}__")
 QUOTES = re.compile("'{2,5}")
 LEFT_BRACES = re.compile(r"\{\{[^{}]{0,2000}\}\}|\{\{\{?|\}\}\}?|\[\[(?:[^\[\]{}|\n]{0,200}\|)?|\]\]|\{\||\|\}")
@@ -41,6 +50,31 @@ def is_too_broken(text: str) -> bool:
     return max(unclosed, tags) * len(text) > MAX_REPARSED_CHARACTERS
 
 
+def without_conversions(text: str) -> str:
+    """Return wikitext with one variant in place of ``-{zh-hans:...; zh-hant:...}-``: simplified, or else the first."""
+    for _ in range(MAX_NESTED_CONVERSIONS):
+        if "-{" not in text:
+            break
+        text, number = CONVERSION.subn(_variant, text)
+        if not number:
+            break
+    return text
+
+
+def _variant(conversion: re.Match[str]) -> str:
+    content = conversion[1]
+    if flags := CONVERSION_FLAGS.match(content):
+        content = content[flags.end() :]
+        letters = set(flags["letters"] or "")
+        if letters & set("-+DHNT") and "A" not in letters:  # it defines or names something, and shows nothing
+            return ""
+    rules = [CONVERSION_RULE.match(part) for part in NEXT_RULE.split(content)]
+    variants = {rule["code"]: rule["words"].strip().rstrip(";").rstrip() for rule in reversed(rules) if rule}
+    if rules[0] is None or not variants:
+        return content
+    return variants[next((code for code in SIMPLIFIED if code in variants), rules[0]["code"])]
+
+
 def plain_text(text: str, namespaces: Container[str]) -> str | None:
     """Return the text of a page; None if its markup cannot be parsed.
 
@@ -51,7 +85,7 @@ def plain_text(text: str, namespaces: Container[str]) -> str | None:
     import mwparserfromhell
     from mwparserfromhell.parser import ParserError
 
-    text = COMMENT.sub("", text)
+    text = without_conversions(COMMENT.sub("", text))
     if is_too_broken(text):
         return None
     try:

@@ -10,9 +10,10 @@ import pytest
 from preprocess.cleaning.drops import Drops
 from preprocess.corpus import survey
 from preprocess.corpus.blocks import BlockReader
-from preprocess.corpus.corpus import CorpusSettings
+from preprocess.corpus.corpus import CorpusSettings, InputFile
 from preprocess.corpus.document import Document
 from preprocess.corpus.inputs import open_corpus
+from preprocess.corpus.records import TextRecords
 
 
 def documents(path: Path, drops: Drops | None = None, **settings: object) -> list[Document]:
@@ -134,3 +135,40 @@ def test_too_many_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(survey, "MAX_CORPUS_LABELS", 100)
     with pytest.raises(ValueError, match=r"x.tsv: more than 100 different labels; the first column must be a label"):
         documents(tmp_path / "x.tsv", layout=("labelled_tsv",))
+
+
+INCOMPLETE_ROWS = {
+    "jsonl": (
+        b'{"text": "one"}',
+        [b'{"text": "cut', b"words", b'["x"]', b"null", b'{"body": "x"}', b"{}", b'{"text": 5}', b"[" * 100_000],
+    ),
+    "labelled_tsv": (b"0\tone", [b"text", b"0\ta\tb\tc", b" \ta", b"\ta\tb"]),
+    "paired_tsv": (b"one\teins", [b"text", b"0\ta\tb"]),
+}
+
+
+@pytest.mark.parametrize("layout", list(INCOMPLETE_ROWS))
+def test_incomplete_records(tmp_path: Path, layout: str) -> None:
+    good, bad = INCOMPLETE_ROWS[layout]
+    path = tmp_path / "x"
+    data = b"".join(good + b"\n" + line + b"\n" for line in bad)
+    path.write_bytes(data)
+    file = InputFile(
+        path=str(path), name="x", source=0, start=0, num_bytes=len(data), layout=layout, text_field="text",
+        stored_bytes=len(data), modified_ns=path.stat().st_mtime_ns,
+    )  # fmt: skip
+    message = r"x, line 2 \(offset \d+\): .*; or give --incomplete_records drop, which leaves such records out"
+    with pytest.raises(ValueError, match=message):
+        texts_of(TextRecords(file))
+    records = TextRecords(file, incomplete_records="drop")
+    records.drops = Drops(keep_texts=True)
+    assert texts_of(records) == ["one"] * len(bad)
+    assert records.drops.counts == {"documents_incomplete_records": len(bad)}
+    assert [dropped.text.encode().strip(b"\n") for dropped in records.drops.texts] == bad
+    assert all(data[dropped.offset :].startswith(dropped.text.encode()) for dropped in records.drops.texts)
+
+
+def texts_of(records: TextRecords) -> list[str]:
+    """Return all texts of a file."""
+    size = records.file.num_bytes
+    return [document.text for _, documents in records.read(0, size) for document in documents]

@@ -157,6 +157,7 @@ def test_settings_of_single_sources(tmp_path: Path) -> None:
         ({"layout": ("a=lines",)}, "layout is 'a=lines'; allowed: "),
         ({"text_field": ("a=",)}, "text_field is 'a=': a field's name"),
         ({"invalid_utf8": "ignore"}, "invalid_utf8 is 'ignore'; allowed: error, drop, replace"),
+        ({"incomplete_records": "keep"}, "incomplete_records is 'keep'; allowed: error, drop"),
         ({"max_expansion": 0}, "max_expansion is 0: needs 1 or more"),
     ],
 )

@@ -14,7 +14,8 @@ from preprocess.corpus.blocks import BlockReader
 from preprocess.corpus.corpus import CorpusSettings
 from preprocess.corpus.document import Document
 from preprocess.corpus.inputs import open_corpus
-from preprocess.corpus.wikitext import is_too_broken, plain_text
+from preprocess.corpus.mediawiki import check_dump
+from preprocess.corpus.wikitext import is_too_broken, plain_text, without_conversions
 
 pytest.importorskip("mwparserfromhell", reason="needs mwparserfromhell")
 
@@ -158,3 +159,99 @@ def test_missing_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(__import__("sys").modules, "mwparserfromhell", None)
     with pytest.raises(ValueError, match=r"x.xml is a MediaWiki dump: reading it needs the package mwparserfromhell"):
         documents(tmp_path / "x.xml")
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "expected"),
+    [
+        ("数学-{zh-hans:研究; zh-hant:研究所}-是", "数学研究是"),
+        ("用-{zh-tw:電腦;zh-cn:计算机;}-吧", "用计算机吧"),
+        ("-{zh-tw:資訊;zh-hk:資料}-", "資訊"),  # neither is simplified: the first
+        ("一个-{zh-hans:; zh-hant:個}-人", "一个人"),
+        ("-{范}-仲淹", "范仲淹"),
+        ("-{zh-hant|乾}-隆和-{zh-hans;zh-hant|里}-", "乾隆和里"),
+        ("-{A|zh-hans:鼠标; zh-hant:滑鼠}-好", "鼠标好"),
+        ("-{H|zh-cn:宏;zh-tw:巨集}-文-{T|标题}-字-{D|zh-cn:甲;zh-tw:乙}-", "文字"),
+        ("见-{巨集=>zh-cn:宏; 巨集=>zh-tw:巨集}-。", "见宏。"),
+        ("-{zh-hans:{{lang|en|word}}; zh-hant:[[甲|乙]]}-", "word"),
+        ("甲-{乙-{丙}-丁}-戊", "甲乙丙丁戊"),
+        ("[[甲|-{zh-hans:乙;zh-hant:丙}-]]", "乙"),
+        ("A-{{nowrap|b}}-c", "A-b-c"),  # a template between hyphens
+        ("x<math>-{y}</math> a {{nowrap|5}}-day <math>{z}-</math> trip", "x a 5-day trip"),
+    ],
+)
+def test_language_conversion(wikitext: str, expected: str) -> None:
+    assert plain_text(wikitext, NAMESPACES) == expected
+
+
+@pytest.mark.parametrize(
+    "wikitext",
+    [
+        "-{" * 100_000,
+        "-{ a " * 100_000,
+        "-{" + " " * 300_000 + "}-",
+        "-{zh:" + ";zh" * 100_000 + "}-",
+        "-{" + "zh;" * 100_000 + "}-",
+    ],
+)
+def test_language_conversion_is_linear(wikitext: str) -> None:
+    """A square of the length would take minutes."""
+    assert len(without_conversions(wikitext)) <= len(wikitext)
+
+
+@pytest.mark.parametrize(
+    "name", ["分类", "分類", "文件", "档案", "檔案", "图像", "Kategorie", "Файл", "Catégorie", "画像"]
+)
+def test_namespaces_that_the_dump_does_not_list(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.xml"
+    head = '<siteinfo><namespaces><namespace key="14">Category</namespace></namespaces></siteinfo>\n'
+    text = f"正文[[{name}:数学]]。[[{name}：不是]] [[{name}:数学|排序]]"
+    path.write_text("<mediawiki>\n" + head + page("题", text) + "</mediawiki>", encoding="utf-8")
+    assert [item.text for item in documents(path)] == [f"题\n正文。{name}：不是"]
+
+
+ONE_LINE = "<mediawiki>" + "".join(page(title, "text") for title in "AB").replace("\n", "") + "</mediawiki>"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (ONE_LINE, 1),
+        ("<mediawiki>\n" + page("A", "text") + page("B", "text").replace("<page>\n", "<page>"), 9),
+        ("<mediawiki>\n" + page("A", "text").rstrip() + page("B", "text"), 8),
+        ("<mediawiki>\n" + page("A", "text").replace("<page>", '<page id="1">'), 2),
+    ],
+)
+def test_page_inside_a_line(tmp_path: Path, text: str, line: int) -> None:
+    path = tmp_path / "x.xml"
+    path.write_text(text)
+    message = rf"x.xml, line {line}: a dump must have <page> on a line of its own.*xmllint --format .*x.xml > NEW_FILE"
+    with pytest.raises(ValueError, match=message):
+        documents(path, layout=("mediawiki",))
+    with pytest.raises(ValueError, match=message):
+        check_dump(str(path), text.encode())
+
+
+def test_page_inside_a_line_far_behind(tmp_path: Path) -> None:
+    path = tmp_path / "x.xml"
+    path.write_text("<mediawiki>\n" + page("A", "text " * 2000) * 600 + page("B", "text").replace("\n", "") + "\n")
+    with pytest.raises(ValueError, match=r"x.xml, line 4,202: a dump must have <page> on a line of its own"):
+        documents(path)
+
+
+def test_samples_of_good_dumps() -> None:
+    """However much of a dump is looked at."""
+    start = b'\xef\xbb\xbf<?xml version="1.0"?>\r\n<!-- a <page> b -->\n'.replace(b"<page>", b"page")
+    dump = start + ("<mediawiki>\n" + page("A", "a &lt;page&gt; b")).replace("\n", "\r\n").encode()
+    for size in range(len(dump) + 1):
+        check_dump("x.xml", dump[:size])
+
+
+@pytest.mark.parametrize("start", ["", '<?xml version="1.0"?>\n', "\ufeff<!-- one -->\n<!-- two -->"])
+def test_document_type(tmp_path: Path, start: str) -> None:
+    path = tmp_path / "x.xml"
+    path.write_text(start + '<!DOCTYPE mediawiki SYSTEM "x.dtd">\n<mediawiki>\n' + page("A", "text"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"x.xml.*it does not begin with <mediawiki"):
+        documents(path, layout=("mediawiki",))
+    with pytest.raises(ValueError, match=r"x.xml is no dump.*but with <!DOCTYPE"):
+        check_dump(str(path), path.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,26 @@ def test_pyarrow_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_empty_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the corpus is empty: no text in"):
         opened(write(tmp_path / "x.parquet", []))
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "dictionary"])
+def test_binary_columns_are_text(tmp_path: Path, kind: str) -> None:
+    """As Spark writes text."""
+    column = pyarrow.array([b"one", "zwölf 中\r\n".encode(), None, b"tw\xff"], pyarrow.binary())
+    column = column.dictionary_encode() if kind == "dictionary" else column.cast(getattr(pyarrow, kind)())
+    path = write(tmp_path / "x.parquet", column)
+    with pytest.raises(ValueError, match=r"x.parquet, row 3 of column 'text', is not UTF-8; give --invalid_utf8 drop"):
+        list(BlockReader(opened(path)[0], 100).documents(0))
+    drops = Drops()
+    dropping = BlockReader(opened(path, invalid_utf8="drop")[0], 100, drops)
+    assert [item.text for item in dropping.documents(0)] == ["one", "zwölf 中"]
+    assert drops.counts == {"documents_invalid_utf8": 1, "documents_without_text": 1}
+    replacing = BlockReader(opened(path, invalid_utf8="replace")[0], 100)
+    assert [item.text for item in replacing.documents(0)] == ["one", "zwölf 中", "tw\ufffd"]
+
+
+def test_parquet_inside_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet.gz"
+    path.write_bytes(gzip.compress(write(tmp_path / "x.parquet", ["some text"] * 1000).read_bytes()))
+    with pytest.raises(ValueError, match=r"x.parquet.gz is a parquet file inside gzip: unpack it first \(`gzip -dc"):
+        opened(path)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from preprocess.corpus import streams
+from preprocess.corpus.corpus import CorpusSettings
+from preprocess.corpus.inputs import open_corpus
 from preprocess.corpus.streams import CompressedStream, compression_of, open_stream
 
 
@@ -142,3 +144,24 @@ def test_zstandard_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot read .*nowhere: No such file"):
         open_stream(str(tmp_path / "nowhere"), "", 1)
+
+
+@compressions
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_wide_encodings_inside_compression(tmp_path: Path, compression: str, encoding: str) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(COMPRESS[compression]("\ufeff<mediawiki>текст\n".encode(encoding)))
+    name = encoding[:6].upper()
+    message = (
+        rf"x is {name} inside {compression}: convert it: {compression} -dc .*x \| iconv -f {name} -t UTF-8 > NEW_FILE"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_corpus(CorpusSettings(arguments=[str(path)]), tmp_path)
+
+
+def test_a_real_dump_in_utf16() -> None:
+    """The Bulgarian sample that gensim ships."""
+    gensim = pytest.importorskip("gensim", reason="needs the sample dump of gensim")
+    path = Path(gensim.__file__).parent / "test/test_data/bgwiki-latest-pages-articles-shortened.xml.bz2"
+    with pytest.raises(ValueError, match=r"bz2 is UTF-16 inside bzip2: convert it: bzip2 -dc .* \| iconv -f UTF-16"):
+        open_corpus(CorpusSettings(arguments=[str(path)]), path.parent)
