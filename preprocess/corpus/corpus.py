@@ -26,8 +26,8 @@ class CorpusSettings:
         text_field: the field that holds the text in jsonl and parquet, for all sources, and NAME=FIELD for single ones;
             dots go into objects.
         invalid_utf8: "error", "drop" (the document) or "replace" (the bytes, by U+FFFD).
-        incomplete_records: "error", or "drop" (the record): lines of jsonl that are no JSON object or lack the text, and
-            lines of columns that have too many, too few or an empty label.
+        incomplete_records: "error", or "drop" (the record): lines of jsonl that are no JSON object or lack the text,
+            and lines of columns that have too many, too few or an empty label.
         max_expansion: how many times larger than a compressed file its text may be.
     """
 
