@@ -147,11 +147,11 @@ def _agree_on_plan(
 
 def _compare_plans(settings: ShardSettings, found: dict[str, Any], plan: dict[str, Any], output: Path) -> list[str]:
     """Return how the inputs have changed since the plan ``found``; ValueError names what must not change."""
-    compared = plan
-    if "invalid_utf8" not in found["settings"]:  # so far no text was invalid, so what is done holds for any choice
-        compared = plan | {
-            "settings": {name: plan["settings"][name] for name in plan["settings"] if name != "invalid_utf8"}
-        }
+    # so far nothing was invalid or incomplete where these are not named, so what is done holds for any choice
+    open_choices = {"invalid_utf8", "incomplete_records"} - found["settings"].keys()
+    compared = plan | {
+        "settings": {name: value for name, value in plan["settings"].items() if name not in open_choices}
+    }
     different = [*setting_differences(found, compared), *version_differences(found, plan)]
     changes = input_differences(found, plan)
     if settings.part is not None:

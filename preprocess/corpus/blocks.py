@@ -99,7 +99,9 @@ class BlockReader:
             if file.layout == PARQUET:
                 self._opened = ParquetRows(file, settings.invalid_utf8)
             else:
-                self._opened = TextRecords(file, settings.invalid_utf8, settings.max_expansion)
+                self._opened = TextRecords(
+                    file, settings.invalid_utf8, settings.max_expansion, settings.incomplete_records
+                )
             self._file = file
         return self._opened
 

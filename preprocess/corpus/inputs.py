@@ -48,7 +48,16 @@ def open_corpus(
     layout_of = _by_source("layout", settings.layout, names)
     field_of = _by_source("text_field", settings.text_field, names)
     wanted = [
-        Survey(path, name, source, layout_of[source], field_of[source], settings.invalid_utf8, settings.max_expansion)
+        Survey(
+            path,
+            name,
+            source,
+            layout_of[source],
+            field_of[source],
+            settings.invalid_utf8,
+            settings.max_expansion,
+            settings.incomplete_records,
+        )
         for source, argument in enumerate(arguments)
         for path, name in _files(argument.path, spool)
     ]

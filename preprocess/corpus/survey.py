@@ -21,7 +21,7 @@ from preprocess.corpus.layouts import (
     PARQUET,
     PLAIN_LAYOUTS,
 )
-from preprocess.corpus.mediawiki import require_parser
+from preprocess.corpus.mediawiki import check_dump, require_parser
 from preprocess.corpus.parquet import MAGIC, Column
 from preprocess.corpus.record_ranges import MAX_DOCUMENT_BYTES, way_out
 from preprocess.corpus.records import TextRecords
@@ -57,6 +57,7 @@ class Survey:
     text_field: str
     invalid_utf8: str
     max_expansion: int
+    incomplete_records: str
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _measure_parquet(found: Surveyed, progress: Callable[[int], None]) -> Survey
 
 def _find_labels(found: Surveyed, wanted: Survey) -> Surveyed:
     """Return what was found with all labels of the file."""
-    records = TextRecords(found.file, wanted.invalid_utf8, wanted.max_expansion)
+    records = TextRecords(found.file, wanted.invalid_utf8, wanted.max_expansion, wanted.incomplete_records)
     labels: set[str] = set()
     num_documents = 0
     has_second = False
@@ -278,6 +279,7 @@ def _look_at_text(file: InputFile, wanted: Survey) -> Surveyed:
     layout = report.layout
     if layout == MEDIAWIKI:
         require_parser(file.path)
+        check_dump(file.path, sample[:SAMPLE_BYTES])
     num_bytes = len(sample) if whole else -1 if file.compression else file.stored_bytes
     text_field = wanted.text_field if layout in FIELD_LAYOUTS else ""
     report = replace(report, num_bytes=num_bytes, text_field=text_field, compression=file.compression)

@@ -362,6 +362,20 @@ def test_bad_bytes_then_another_choice(tmp_path: Path, vocabulary_file: Path, wa
     assert counts.get("dropped_documents_invalid_utf8", 0) == (way == "drop")
 
 
+def test_incomplete_records_then_another_choice(tmp_path: Path, vocabulary_file: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = json.dumps({"text": "some words of a text"}) + "\n"
+    path.write_text(row * 9000 + '{"body": "x"}\n' + row * 2000)
+    run = CommandLine(tmp_path, [path], vocabulary_file, *BLOCKS)
+    output = tmp_path / "out"
+    assert "line 9,001" in run.run(output, code=2)
+    assert_goes_on(run, output, "--incomplete_records", "drop")
+    run.run(tmp_path / "fresh", "--incomplete_records", "drop")
+    assert digests(output) == digests(tmp_path / "fresh")
+    counts = json.loads((output / "manifest.json").read_text())["counts"]
+    assert counts["dropped_documents_incomplete_records"] == 1
+
+
 def test_dropped_is_asked_for_later(text: Path, vocabulary_file: Path, tmp_path: Path) -> None:
     """Blocks that were done without it are made again: the file tells of every drop."""
     run = CommandLine(tmp_path, [text], vocabulary_file, *BLOCKS, "--min_characters", "200")

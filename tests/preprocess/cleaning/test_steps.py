@@ -74,9 +74,13 @@ def test_simplify() -> None:
     ]
 
 
-def test_simplify_needs_opencc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert CleaningSettings(simplify=True).problems() == ["simplify needs the package opencc: pip install opencc"]
+    assert CleaningSettings(simplify=True).problems() == [
+        "simplify needs the package opencc: pip install opencc",
+        "split_sentences needs the package sentencex: pip install sentencex",
+    ]
+    assert CleaningSettings(split_sentences=False).problems() == []
 
 
 def test_lengths() -> None:

@@ -172,3 +172,21 @@ def texts_of(records: TextRecords) -> list[str]:
     """Return all texts of a file."""
     size = records.file.num_bytes
     return [document.text for _, documents in records.read(0, size) for document in documents]
+
+
+@pytest.mark.parametrize("layout", list(INCOMPLETE_ROWS))
+def test_incomplete_records_of_a_corpus(tmp_path: Path, layout: str) -> None:
+    good, bad = INCOMPLETE_ROWS[layout]
+    path = tmp_path / "x"
+    path.write_bytes(b"".join(good + b"\n" + line + b"\n" for line in bad))
+    with pytest.raises(ValueError, match="or give --incomplete_records drop"):
+        documents(path, layout=(layout,))
+    drops = Drops()
+    found = documents(path, drops, layout=(layout,), incomplete_records="drop")
+    assert [item.text for item in found] == ["one"] * len(bad)
+    assert drops.counts == {"documents_incomplete_records": len(bad)}
+    if layout == "labelled_tsv":
+        corpus, _ = open_corpus(
+            CorpusSettings(arguments=[str(path)], layout=(layout,), incomplete_records="drop"), path
+        )
+        assert corpus.labels == ("0",)

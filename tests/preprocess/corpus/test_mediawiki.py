@@ -255,3 +255,11 @@ def test_document_type(tmp_path: Path, start: str) -> None:
         documents(path, layout=("mediawiki",))
     with pytest.raises(ValueError, match=r"x.xml is no dump.*but with <!DOCTYPE"):
         check_dump(str(path), path.read_bytes())
+
+
+def test_page_inside_a_line_is_seen_at_once(tmp_path: Path) -> None:
+    """Before any work, with the layout that was detected."""
+    path = tmp_path / "x.xml"
+    path.write_text(ONE_LINE)
+    with pytest.raises(ValueError, match=r"x.xml, line 1: a dump must have <page> on a line of its own"):
+        open_corpus(CorpusSettings(arguments=[str(path)]), tmp_path)
