@@ -187,7 +187,7 @@ def _run(
     if settings.cleaning.deduplicate != "none":
         num_duplicates = mark_duplicates(settings, corpus, work, blocks, run)
         say(f"{num_duplicates:,} {settings.cleaning.deduplicate} are repetitions")
-        done = keep_unless_duplicates_changed(work, done)
+        done = _keep_unless_duplicates_changed(work, done)
     missing = [block for block in blocks if block not in done]
     if done:
         say(f"{work.output}: {len(done):,} of {len(blocks):,} blocks were done already")
@@ -197,7 +197,7 @@ def _run(
         run(ShardJob(settings, corpus, work.output), missing, settings.workers, progress)
 
 
-def keep_unless_duplicates_changed(work: WorkFolder, done: set[int]) -> set[int]:
+def _keep_unless_duplicates_changed(work: WorkFolder, done: set[int]) -> set[int]:
     """Return the blocks whose record was made with the list of duplicates that is there now; forget the others."""
     kept = set()
     for block in done:
