@@ -94,7 +94,8 @@ class BlockEncoder:
         if self.drops.keep_texts:
             self._documents.append(document)
         self._queue(sentences, document)
-        self._queue(second, document)
+        if second:
+            self._queue(second, document)
         self._num_sentences.append(len(sentences) + len(second))
         self._num_first.append(len(sentences))
         self._source.append(document.source)
@@ -103,6 +104,17 @@ class BlockEncoder:
         self._is_heldout.append(self.heldout_limit > 0 and document_hash(document) < self.heldout_limit)
 
     def _queue(self, sentences: Sequence[str], document: Document) -> None:
+        num_characters = sum(map(len, sentences))
+        if num_characters > LONG_SENTENCE or self.drops.keep_texts:
+            self._queue_one_by_one(sentences, document)
+            return
+        if self._batch.num_characters >= BATCH_CHARACTERS:
+            self._flush()
+        self._batch.texts += [sentence.strip() for sentence in sentences] if self._strips else sentences
+        self._batch.num_characters += num_characters
+
+    def _queue_one_by_one(self, sentences: Sequence[str], document: Document) -> None:
+        """Queue sentences of a long document, or with the document of each."""
         for sentence in sentences:
             if self._batch.num_characters >= BATCH_CHARACTERS:
                 self._flush()

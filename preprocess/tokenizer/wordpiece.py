@@ -151,27 +151,31 @@ class WordPieceEncoder(Encoder):
 
     def _probe(self, code_points: npt.NDArray[np.uint32]) -> None:
         """Ask the tokenizer what it does with each code point between two letters."""
-        isolated = []
+        unsure = []
         for point in code_points.tolist():
             normalized = self.backend.normalizer.normalize_str(f"a{chr(point)}a")
-            kind = self._class_of(normalized)
-            self.classes[point] = kind
+            pieces = [piece for piece, _ in self.backend.pre_tokenizer.pre_tokenize_str(normalized)]
+            self.classes[point] = kind = _class_of(pieces)
             self.removed[point] = normalized == "aa"
             if kind == ISOLATED:
-                isolated.append(point)
-        encodings = self.backend.encode_batch_fast(list(map(chr, isolated)), add_special_tokens=False)
-        for point, encoding in zip(isolated, encodings, strict=True):
+                known = self.backend.token_to_id(pieces[1]) if len(pieces[1]) == 1 else None
+                if known is None:
+                    unsure.append(point)
+                else:
+                    self.isolated_ids[point] = known
+        encodings = self.backend.encode_batch_fast(list(map(chr, unsure)), add_special_tokens=False)
+        for point, encoding in zip(unsure, encodings, strict=True):
             if len(encoding.ids) == 1:
                 self.isolated_ids[point] = encoding.ids[0]
             else:  # normalised to more than one character: the tokenizer itself encodes it, as part of a span
                 self.classes[point] = WORD
 
-    def _class_of(self, normalized: str) -> int:
-        """Return the class of a code point that normalisation between two letters a turned to ``normalized``."""
-        pieces = [piece for piece, _ in self.backend.pre_tokenizer.pre_tokenize_str(normalized)]
-        if pieces == ["a", "a"]:
-            return SEPARATOR
-        return ISOLATED if len(pieces) == 3 and pieces[0] == pieces[2] == "a" else WORD
+
+def _class_of(pieces: list[str]) -> int:
+    """Return the class of a code point between two letters a, by the words that these become."""
+    if pieces == ["a", "a"]:
+        return SEPARATOR
+    return ISOLATED if len(pieces) == 3 and pieces[0] == pieces[2] == "a" else WORD
 
 
 def _spans_of(code_points: npt.NDArray[np.uint32], words: npt.NDArray[np.bool_]) -> list[str]:
