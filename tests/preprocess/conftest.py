@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from preprocess.corpus.corpus import CorpusSettings
 from preprocess.tokenizer import Tokenizer, load_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# a shell's background job ignores Ctrl-C, and the commands under test would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = [
