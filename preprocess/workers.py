@@ -165,7 +165,7 @@ def _work(job: Job, pipe: Connection) -> None:
         pipe.send(("failed", error))
     except ValueError as error:
         pipe.send(("failed", ValueError(str(error))))
-    except Exception:
+    except Exception:  # a fault of ours: the parent raises it with this traceback
         pipe.send(("failed", RuntimeError(f"a worker process failed:\n{traceback.format_exc()}")))
 
 

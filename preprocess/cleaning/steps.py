@@ -84,6 +84,7 @@ def _change(change: Callable[[str], str], drops: Drops) -> Step:
     """Return a step that changes texts; documents that become empty, or whose second text does, are dropped."""
 
     def step(documents: Iterator[Document]) -> Iterator[Document]:
+        """Change each document in place and yield it, if it still has text."""
         for document in documents:
             before = document.text
             document.text = _stripped(before, change(before))

@@ -127,6 +127,7 @@ class _Renderer:
             self.nodes(node.title.nodes)
 
     def render_wikilink(self, node: Any) -> None:
+        """Give a link's text, else its page's name; nothing for files, categories and other languages."""
         title = str(node.title).strip()
         prefix = PREFIX.match(title)
         if FILE_NAME.search(title) or (prefix and prefix[1].strip().lower() in self.namespaces):
@@ -137,6 +138,7 @@ class _Renderer:
             self.parts.append(title.lstrip(":").partition("#")[0] or title.lstrip("#"))
 
     def render_tag(self, node: Any) -> None:
+        """Give what is inside a tag that is text, with line ends where it makes a block."""
         name = str(node.tag).strip().lower()
         if name in DROPPED_TAGS:
             return
