@@ -10,10 +10,11 @@ from typing import Any
 
 from preprocess.building.work import BlockRecord
 from preprocess.files import sha256_of_file
-from preprocess.manifest import FORMAT_VERSION, Manifest, ShardEntry, Source, write_manifest
-from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
+from preprocess.folders import assembly
+from preprocess.folders.counts import totals
+from preprocess.manifest import Manifest, Source
+from preprocess.output_folder import TOKENIZER_FOLDER
 
-COUNTED = ("documents", "sentences", "tokens")
 ALWAYS_COUNTED = ("documents_without_tokens", "sentences_without_tokens")
 
 
@@ -29,45 +30,28 @@ def write_manifests(output: Path, plan: Mapping[str, Any], records: Sequence[Blo
         ValueError: if no document is left.
     """
     dropped = sum((Counter(record.dropped) for record in records), Counter(dict.fromkeys(ALWAYS_COUNTED, 0)))
-    kept = _totals([record.kept for record in records])
-    heldout = _totals([record.heldout for record in records])
-    if not kept["documents"]:
-        raise ValueError("no document is left to write: " + _why_empty(dropped, heldout))
-    counts = kept | {f"heldout_{name}": count for name, count in heldout.items()}
-    counts |= {f"dropped_{reason}": dropped[reason] for reason in (*ALWAYS_COUNTED, *sorted(dropped))}
+    kept, heldout = _part(records, "kept"), _part(records, "heldout")
+    if not kept.shards:
+        raise ValueError("no document is left to write: " + _why_empty(dropped, totals(heldout.shards)))
+    counts = {f"dropped_{reason}": dropped[reason] for reason in (*ALWAYS_COUNTED, *sorted(dropped))}
     if num_replaced := sum(record.num_replaced for record in records):
         counts["documents_with_replaced_bytes"] = num_replaced
-    common: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "labels": plan["labels"],
-        "settings": {
-            **plan["settings"],
-            "input_sha256": joint_digest(record.input_sha256 for record in records),
-            "versions": plan["versions"],
-        },
+    settings = {
+        **plan["settings"],
+        "input_sha256": joint_digest(record.input_sha256 for record in records),
+        "versions": plan["versions"],
     }
-    if plan["settings"]["heldout"]:
-        manifest = Manifest(
-            folder=output / HELDOUT_FOLDER,
-            tokenizer=plan["tokenizer"],
-            sources=_sources(plan, records, "heldout"),
-            shards=[record.heldout for record in records if record.heldout],
-            counts=heldout,
-            **common,
-        )
-        write_manifest(manifest, manifest.folder)
-    folder = output / TOKENIZER_FOLDER
-    files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
-    manifest = Manifest(
-        folder=output,
-        tokenizer=plan["tokenizer"] | {"files": files},
-        sources=_sources(plan, records, "kept"),
-        shards=[record.kept for record in records if record.kept],
-        counts=counts,
-        **common,
+    files = {path.name: sha256_of_file(path) for path in sorted((output / TOKENIZER_FOLDER).iterdir())}
+    return assembly.write_manifests(
+        output,
+        plan["tokenizer"] | {"files": files},
+        [Source(**fields) for fields in plan["sources"]],
+        plan["labels"],
+        settings,
+        kept,
+        heldout if plan["settings"]["heldout"] else None,
+        counts,
     )
-    write_manifest(manifest, manifest.folder)
-    return manifest
 
 
 def _why_empty(dropped: Counter[str], heldout: Mapping[str, int]) -> str:
@@ -78,25 +62,19 @@ def _why_empty(dropped: Counter[str], heldout: Mapping[str, int]) -> str:
     )
 
 
-def _totals(entries: Sequence[ShardEntry | None]) -> dict[str, int]:
-    present = [entry for entry in entries if entry]
-    return {
-        "documents": sum(entry.num_documents for entry in present),
-        "sentences": sum(entry.num_sentences for entry in present),
-        "tokens": sum(entry.num_tokens for entry in present),
-    }
-
-
-def _sources(plan: Mapping[str, Any], records: Sequence[BlockRecord], part: str) -> list[Source]:
-    totals: Counter[tuple[int, str]] = Counter()
-    for record in records:
-        for counts in record.source_counts:
-            if counts.part == part:
-                totals.update({(counts.source, name): getattr(counts, name) for name in COUNTED})
-    return [
-        Source(**{**fields, **{f"num_{name}": totals[index, name] for name in COUNTED}})
-        for index, fields in enumerate(plan["sources"])
-    ]
+def _part(records: Sequence[BlockRecord], part: str) -> assembly.FolderPart:
+    """Return the shards of one part of all blocks, and the counts in each."""
+    return assembly.FolderPart(
+        [entry for record in records if (entry := getattr(record, part))],
+        [
+            {
+                counts.source: (counts.documents, counts.sentences, counts.tokens)
+                for counts in record.source_counts
+                if counts.part == part
+            }
+            for record in records
+        ],
+    )
 
 
 def summary(manifest: Manifest) -> list[str]:
