@@ -30,9 +30,10 @@ import torch
 
 from engine.config.arch import ArchConfig
 from engine.config.deepspeed_json import complete_deepspeed_config, read_deepspeed_json
+from engine.config.masking import MaskingConfig
+from engine.config.optimizer import OptimizerConfig
 from engine.config.presets import load_preset
-from engine.config.pretrain import MaskingConfig
-from engine.config.train import BatchShape, OptimizerConfig
+from engine.config.train import BatchShape
 from engine.data.batch import PackedBatch
 from engine.data.rows import Piece, Row
 from engine.models.model import build_model

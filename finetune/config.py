@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field, replace
 
 from engine.config.cli import nearest
-from engine.config.train import OptimizerConfig, TrainConfig
+from engine.config.optimizer import OptimizerConfig
+from engine.config.train import TrainConfig
 
 TASK_NAMES = ("classification",)
 DEFAULT_OUTPUT = "runs/finetune"

@@ -2,75 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-OPTIMIZERS = ("adamw",)
-SCHEDULES = ("linear", "cosine", "constant")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimizer and its rate.
-
-    Args:
-        name: optimizer; one of adamw.
-        lr: peak learning rate.
-        betas: decay of the first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled weight decay; biases and norms are exempt.
-    """
-
-    name: str = "adamw"
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-
-    def problems(self) -> list[str]:
-        """Everything wrong with these settings, in the user's words."""
-        found = []
-        if self.name not in OPTIMIZERS:
-            found.append(f"train.optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
-        if not 0 < self.lr < math.inf:
-            found.append(f"train.optimizer.lr is {self.lr}; it must be above 0 and finite")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            found.append(f"train.optimizer.betas are {list(self.betas)}; each must be in [0, 1)")
-        if not 0 < self.eps < math.inf:
-            found.append(f"train.optimizer.eps is {self.eps}; it must be above 0 and finite")
-        if not 0 <= self.weight_decay < math.inf:
-            found.append(f"train.optimizer.weight_decay is {self.weight_decay}; it must not be negative, and finite")
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """The learning rate over the run, as a share of the peak rate.
-
-    Args:
-        name: linear, cosine or constant, each after a linear warmup.
-        warmup_steps: steps of linear warmup; the first step already has a rate above 0.
-        warmup_ratio: warmup as a share of all steps, used where warmup_steps is 0.
-        final_ratio: rate after the last step as a share of the peak.
-    """
-
-    name: str = "linear"
-    warmup_steps: int = 0
-    warmup_ratio: float = 0.1
-    final_ratio: float = 0.0
-
-    def problems(self) -> list[str]:
-        """Everything wrong with these settings, in the user's words."""
-        found = []
-        if self.name not in SCHEDULES:
-            found.append(f"train.schedule.name is {self.name!r}; it must be one of {', '.join(SCHEDULES)}")
-        if self.warmup_steps < 0:
-            found.append(f"train.schedule.warmup_steps is {self.warmup_steps}; it must not be negative")
-        if not 0 <= self.warmup_ratio <= 1:
-            found.append(f"train.schedule.warmup_ratio is {self.warmup_ratio}; it must be in [0, 1]")
-        if not 0 <= self.final_ratio <= 1:
-            found.append(f"train.schedule.final_ratio is {self.final_ratio}; it must be in [0, 1]")
-        return found
+from engine.config.optimizer import OptimizerConfig
+from engine.config.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from engine.config.arch import ArchConfig
-from engine.config.pretrain import MaskingConfig
+from engine.config.masking import MaskingConfig
 from engine.data.batch import PackedBatch, Targets, pack
 from engine.data.draws import Draw
 from engine.data.order import philox

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.config.train import OptimizerConfig
+from engine.config.optimizer import OptimizerConfig
 
 
 def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:

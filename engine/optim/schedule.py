@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from engine.config.train import ScheduleConfig
+from engine.config.schedule import ScheduleConfig
 
 
 def warmup_steps(config: ScheduleConfig, steps: int) -> int:

@@ -8,7 +8,8 @@ from dataclasses import fields
 import pytest
 
 from engine.config.arch import ArchConfig, ArchOverrides
-from engine.config.pretrain import DataConfig, MaskingConfig, PretrainConfig
+from engine.config.masking import MaskingConfig
+from engine.config.pretrain import DataConfig, PretrainConfig
 from engine.config.train import TrainConfig
 
 

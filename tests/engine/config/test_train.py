@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.train import BatchShape, OptimizerConfig, ScheduleConfig, TrainConfig
+from engine.config.optimizer import OptimizerConfig
+from engine.config.schedule import ScheduleConfig
+from engine.config.train import BatchShape, TrainConfig
 
 
 def test_defaults_are_without_problems():

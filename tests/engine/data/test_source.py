@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from engine.config.pretrain import MaskingConfig
+from engine.config.masking import MaskingConfig
 from engine.config.train import BatchShape
 from engine.data.batch import PackedBatch, pack
 from engine.data.plan import SequenceLayout

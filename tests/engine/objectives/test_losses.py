@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.config.arch import ArchConfig
-from engine.config.pretrain import MaskingConfig, PretrainConfig
-from engine.config.train import OptimizerConfig
+from engine.config.masking import MaskingConfig
+from engine.config.optimizer import OptimizerConfig
+from engine.config.pretrain import PretrainConfig
 from engine.data.batch import PackedBatch, Targets
 from engine.data.rows import Piece, Row
 from engine.models.layout import PackedLayout

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.pretrain import MaskingConfig
+from engine.config.masking import MaskingConfig
 from engine.data.batch import PackedBatch
 from engine.data.rows import Piece, Row
 from engine.objectives.base import Vocabulary

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.config.pretrain import MaskingConfig
+from engine.config.masking import MaskingConfig
 from engine.data.rows import RowReader
 from engine.objectives.mlm import MaskedLM
 from engine.train.pretraining import vocabulary_of

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.config.arch import ArchConfig
-from engine.config.train import OptimizerConfig
+from engine.config.optimizer import OptimizerConfig
 from engine.models.heads import CausalLMHead, MaskedLMHead
 from engine.models.model import Model, build_model
 from engine.optim.adamw import build_optimizer, decay_groups

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from engine.config.train import ScheduleConfig
+from engine.config.schedule import ScheduleConfig
 from engine.optim.schedule import rate_factor, warmup_steps
 
 

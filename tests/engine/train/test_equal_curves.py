@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine.config.arch import ArchConfig
+from engine.config.masking import MaskingConfig
 from engine.config.presets import load_preset
-from engine.config.pretrain import MaskingConfig
 from engine.data.draws import stable_seed
 from engine.data.rows import RowReader
 from engine.models.model import build_model

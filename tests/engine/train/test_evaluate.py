@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.config.arch import ArchConfig
-from engine.config.pretrain import MaskingConfig
+from engine.config.masking import MaskingConfig
 from engine.data.batch import PackedBatch
 from engine.data.rows import Piece, Row
 from engine.models.model import Model, build_model
