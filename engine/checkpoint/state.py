@@ -33,16 +33,24 @@ def rank_share(size: int, rank: int, ranks: int) -> tuple[int, int]:
     return size * rank // ranks, size * (rank + 1) // ranks
 
 
-def snapshot(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def snapshot(
+    engine: Any, model: nn.Module, buffers: dict[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Copy this rank's share of weights and optimizer state to host memory.
 
     Call it between optimizer steps. Where every rank holds everything, each takes an equal slice of each parameter.
+
+    Args:
+        engine: the DeepSpeed engine.
+        model: the module whose parameter names the checkpoint uses.
+        buffers: host memory of an earlier snapshot, by label, which is written over; it is filled where it is empty.
 
     Returns:
         Fragments by label (fp32, on the CPU), and the optimizer's own numbers.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     optimizer, replicated = base_optimizer(engine), is_replicated(engine)
+    buffers = {} if buffers is None else buffers
     tensors: dict[str, Tensor] = {}
     steps = 0
     for fragment in fragments(engine, model):
@@ -52,9 +60,12 @@ def snapshot(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], dict[str
         if first == last:
             continue
         offset = fragment.offset + first
-        tensors[label(WEIGHTS, fragment.name, offset)] = _host_copy(fragment.weights[first:last])
-        for kind, values in _moments(state, fragment.key).items():
-            tensors[label(kind, fragment.name, offset)] = _host_copy(fragment.of(values)[first:last])
+        shares = {kind: fragment.of(values) for kind, values in _moments(state, fragment.key).items()}
+        for kind, values in {WEIGHTS: fragment.weights, **shares}.items():
+            name = label(kind, fragment.name, offset)
+            tensors[name] = _copy_into(buffers, name, values[first:last])
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()  # copies into pinned memory do not wait
     return tensors, {"name": type(optimizer).__name__, STEP: steps, SCALER: scaler_state(engine)}
 
 
@@ -79,6 +90,13 @@ def _dynamic_scaler(engine: Any) -> Any | None:
 
 def _host_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def _copy_into(buffers: dict[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+    """Copy to the buffer of this name, fp32; page-locked where the tensor is on a GPU, so that the copy is fast."""
+    if name not in buffers or buffers[name].shape != tensor.shape:
+        buffers[name] = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda)
+    return buffers[name].copy_(tensor.detach(), non_blocking=True)
 
 
 def _moments(state: dict[str, Any], key: Tensor) -> dict[str, Tensor]:
