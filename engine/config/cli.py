@@ -12,10 +12,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -70,7 +70,7 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     names = {option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")}
     files = _refuse_unknown_options(argv, names)
     for file in files:
-        _refuse_unknown_keys(file, names)
+        _refuse_unknown_keys(file, names | set(_keys_in_lists(config_class)))
     try:
         parsed = parser.instantiate(parser.parse_args(_with_values(argv, parser)))
     except Exception as error:  # jsonargparse raises several unrelated classes for a user's mistake
@@ -128,7 +128,8 @@ def _refuse_unknown_keys(file: str, names: set[str]) -> None:
         raise UsageError(f"--config {file} is not a YAML file: {error}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"--config {file}: expected keys and values at the top, found {type(tree).__name__}")
-    given, groups = _dotted(tree), {name.rpartition(".")[0] for name in names}
+    given = _dotted(tree, names)
+    groups = {name.rpartition(".")[0] for name in names}
     unknown = [key for key in given if key not in names and key not in ("config", "print_config")]
     lines = [f"--config {file}: unknown key {key}{nearest(key, names)}" for key in unknown]
     lines += [
@@ -138,14 +139,35 @@ def _refuse_unknown_keys(file: str, names: set[str]) -> None:
         raise UsageError("\n".join(lines))
 
 
-def _dotted(tree: dict[str, Any], prefix: str = "") -> list[str]:
+def _dotted(tree: dict[str, Any], names: set[str], prefix: str = "") -> list[str]:
+    """Dotted names of what a tree gives; what stands in a list is named ``list[].key``."""
     keys = []
     for key, value in tree.items():
-        if isinstance(value, dict):
-            keys += _dotted(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        is_group = any(known.startswith(f"{name}.") for known in names)
+        if isinstance(value, list) and any(known.startswith(f"{name}[].") for known in names):
+            keys += [inner for item in value if isinstance(item, dict) for inner in _dotted(item, names, f"{name}[].")]
+        elif isinstance(value, dict) and (is_group or name not in names):
+            keys += _dotted(value, names, f"{name}.")
         else:
-            keys.append(f"{prefix}{key}")
+            keys.append(name)
     return keys
+
+
+def _keys_in_lists(config_class: Any, prefix: str = "") -> Iterator[str]:
+    """Names ``list[].key`` of the settings that stand in a list of groups of settings."""
+    for name, kind in get_type_hints(config_class).items():
+        inner = next((part for part in get_args(kind) if is_dataclass(part)), None)
+        if is_dataclass(kind):
+            if prefix:
+                yield f"{prefix}{name}"
+            yield from _keys_in_lists(kind, f"{prefix}{name}." if prefix else "")
+        elif inner is not None and get_origin(kind) is list:
+            yield from _keys_in_lists(inner, f"{prefix}{name}[].")
+        elif prefix:
+            yield f"{prefix}{name}"
+            if inner is not None:  # a group that may be None
+                yield from _keys_in_lists(inner, f"{prefix}{name}.")
 
 
 def _plain(error: BaseException) -> str:

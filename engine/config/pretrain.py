@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.config.arch import ArchOverrides
 from engine.config.masking import MaskingConfig
+from engine.config.stages import MIN_LENGTH, Stage, StageConfig, ramp_problems
 from engine.config.train import TrainConfig
 
 OBJECTIVE_NAMES = ("mlm", "lm")
@@ -18,16 +19,25 @@ class DataConfig:
     Args:
         shards: folder written by `python -m preprocess shards`.
         seq_length: tokens of a row, special tokens included; longer documents are cut.
+        length_ramp: shorter rows first, as {step: seq_length until that step}.
+        short_seq_prob: nsp and sop: share of the pairs that are cut to a random length (BERT's short_seq_prob).
     """
 
     shards: str = "shards/"
     seq_length: int = 128
+    length_ramp: dict[int, int] = field(default_factory=dict)
+    short_seq_prob: float = 0.1
 
     def problems(self) -> list[str]:
         """Everything wrong with these settings, in the user's words."""
-        if self.seq_length < 8:
-            return [f"data.seq_length is {self.seq_length}; it must be at least 8"]
-        return []
+        found = []
+        if self.seq_length < MIN_LENGTH:
+            found.append(f"data.seq_length is {self.seq_length}; it must be at least {MIN_LENGTH}")
+        if not 0 <= self.short_seq_prob <= 1:
+            found.append(f"data.short_seq_prob is {self.short_seq_prob}; it must be in [0, 1]")
+        return found + ramp_problems(
+            "data.length_ramp", self.length_ramp, self.seq_length, "data.seq_length", MIN_LENGTH
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,7 @@ class PretrainConfig:
         masking: masked-language-model targets.
         data: the training text.
         train: the training loop.
+        stages: where given, the run's stages one after another; what a stage does not give is the run's own setting.
         seed: seed of initial weights, data order, masking and dropout.
         local_rank: set by the deepspeed launcher; ignored, the environment decides.
     """
@@ -55,6 +66,7 @@ class PretrainConfig:
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stages: list[StageConfig] = field(default_factory=list)
     seed: int = 1
     local_rank: int = -1
 
@@ -63,4 +75,25 @@ class PretrainConfig:
         found = []
         if not 0 <= self.seed < 2**63:
             found.append(f"seed is {self.seed}; it must be in [0, 2^63)")
-        return found + self.masking.problems() + self.data.problems() + self.train.problems()
+        found += self.masking.problems() + self.data.problems() + self.train.problems()
+        return found + (self._stage_problems() if self.stages else [])
+
+    def _stage_problems(self) -> list[str]:
+        stages = self.all_stages()
+        found = [f"stages.{number}: {text}" for number, stage in enumerate(stages) for text in stage.problems()]
+        steps = sum(stage.steps for stage in stages)
+        if self.train.steps not in (TrainConfig().steps, steps):
+            found.append(f"train.steps is {self.train.steps}, but the stages take {steps} steps; leave train.steps out")
+        for name, ramp in (("train.batch_ramp", self.train.batch_ramp), ("data.length_ramp", self.data.length_ramp)):
+            if ramp:
+                found.append(f"{name} is given beside stages; give it in the stage it belongs to")
+        return found
+
+    def all_stages(self) -> list[Stage]:
+        """The run's stages with all their settings; one where none are given."""
+        whole = self.train.stage(self.data.seq_length, self.data.length_ramp)
+        return [whole.overridden(stage) for stage in self.stages] or [whole]
+
+    def completed(self) -> PretrainConfig:
+        """The same run with the sum of the stages' steps as its own."""
+        return replace(self, train=replace(self.train, steps=sum(stage.steps for stage in self.all_stages())))

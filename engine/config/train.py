@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from engine.config.optimizer import OptimizerConfig
 from engine.config.schedule import ScheduleConfig
+from engine.config.stages import Stage, ramp_problems
+
+NONFINITE = ("stop", "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +17,15 @@ class TrainConfig:
 
     Args:
         output: run folder; the same command goes on where an earlier one stopped.
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the whole run; the sum of the stages' steps where the run has stages.
         batch_size: rows (examples in fine-tuning) per optimizer step over all ranks.
+        batch_ramp: smaller batches first, as {step: batch_size until that step}.
         micro_batch_size: rows per forward pass of one rank; accumulation follows from it.
+        activation_checkpointing: keep the input of each layer alone and compute the rest again in the backward pass.
+        compile: let torch.compile fuse what it can of a layer; the first steps take a minute or more.
+        nonfinite: a step whose loss or gradient is not finite: stop the run, or skip the step.
+        max_skipped_steps: steps skipped in a row (overflow in fp16, or nonfinite skip) before the run stops.
+        rank_timeout: seconds after which a rank that does not answer counts as lost, and the others stop.
         save_every: steps between checkpoints; the last step is always saved; 0 saves only that one.
         keep_checkpoints: newest checkpoints kept on disk; 0 keeps all.
         log_every: steps between lines of metrics.jsonl.
@@ -31,7 +40,13 @@ class TrainConfig:
     output: str = "runs/pretrain"
     steps: int = 100_000
     batch_size: int = 256
+    batch_ramp: dict[int, int] = field(default_factory=dict)
     micro_batch_size: int = 8
+    activation_checkpointing: bool = False
+    compile: bool = False
+    nonfinite: str = NONFINITE[0]
+    max_skipped_steps: int = 100
+    rank_timeout: float = 120.0
     save_every: int = 1000
     keep_checkpoints: int = 3
     log_every: int = 10
@@ -46,7 +61,7 @@ class TrainConfig:
         """Everything wrong with these settings, in the user's words."""
         found = [
             f"train.{name} is {getattr(self, name)}; it must be at least 1"
-            for name in ("steps", "batch_size", "micro_batch_size", "log_every")
+            for name in ("steps", "batch_size", "micro_batch_size", "log_every", "max_skipped_steps", "rank_timeout")
             if getattr(self, name) < 1
         ]
         found += [
@@ -54,7 +69,23 @@ class TrainConfig:
             for name in ("save_every", "keep_checkpoints", "eval_every", "eval_rows")
             if getattr(self, name) < 0
         ]
+        if self.nonfinite not in NONFINITE:
+            found.append(f"train.nonfinite is {self.nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
+        found += ramp_problems("train.batch_ramp", self.batch_ramp, self.batch_size, "train.batch_size", least=1)
         return found + self.optimizer.problems() + self.schedule.problems()
+
+    def stage(self, seq_length: int, length_ramp: dict[int, int]) -> Stage:
+        """The whole run as one stage."""
+        return Stage(
+            steps=self.steps,
+            seq_length=seq_length,
+            length_ramp=length_ramp,
+            batch_size=self.batch_size,
+            batch_ramp=self.batch_ramp,
+            micro_batch_size=self.micro_batch_size,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+        )
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def test_defaults_are_without_problems():
             "train.optimizer.weight_decay is -0.1; it must not be negative, and finite",
         ),
         (OptimizerConfig(weight_decay=math.nan), "train.optimizer.weight_decay is nan"),
-        (ScheduleConfig(name="step"), "train.schedule.name is 'step'; it must be one of linear, cosine, constant"),
+        (ScheduleConfig(name="step"), "train.schedule.name is 'step'; it must be one of linear, cosine, cosine_restarts"),
         (ScheduleConfig(warmup_steps=-1), "train.schedule.warmup_steps is -1; it must not be negative"),
         (ScheduleConfig(warmup_ratio=1.5), "train.schedule.warmup_ratio is 1.5; it must be in [0, 1]"),
         (ScheduleConfig(warmup_ratio=math.nan), "train.schedule.warmup_ratio is nan"),
