@@ -14,8 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLAIN, UNFUSED, ZERO12, BF16 = "plain", "unfused", "zero12", "bf16"
-_WRAPPERS = {"FP16_UnfusedOptimizer": UNFUSED, "DeepSpeedZeroOptimizer": ZERO12, "BF16_Optimizer": BF16}
+PLAIN, UNFUSED, ZERO12, BF16, ZERO3 = "plain", "unfused", "zero12", "bf16", "zero3"
+_WRAPPERS = {
+    "FP16_UnfusedOptimizer": UNFUSED,
+    "DeepSpeedZeroOptimizer": ZERO12,
+    "BF16_Optimizer": BF16,
+    "DeepSpeedZeroOptimizer_Stage3": ZERO3,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +85,7 @@ def fragments(engine: Any, model: nn.Module) -> list[Fragment]:
         model: the module whose parameter names the checkpoint uses; part of the engine's module.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    walk = {PLAIN: _plain, UNFUSED: _unfused, ZERO12: _zero12, BF16: _bf16}[layout_of(engine)]
+    walk = {PLAIN: _plain, UNFUSED: _unfused, ZERO12: _zero12, BF16: _bf16, ZERO3: _zero3}[layout_of(engine)]
     return list(walk(engine, names))
 
 
@@ -126,11 +131,27 @@ def _bf16(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
                 yield Fragment(names[id(p)], low.start, low.numel, key, high.start, p)
 
 
+def _zero3(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
+    """Stage 3: a key per sub-group; each parameter is padded to a multiple of the ranks and cut into equal pieces."""
+    wrapper = engine.optimizer
+    for params, key in zip(wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat, strict=True):
+        key_offset = 0
+        for p in params:
+            share = p.partition_numel()
+            offset = share * torch.distributed.get_rank(p.ds_process_group)
+            size = min(share, p.ds_numel - offset)
+            if size > 0:  # else this rank holds nothing but padding of it
+                yield Fragment(names[id(p)], offset, size, key, key_offset, p)
+            key_offset += share
+
+
 def all_keys(engine: Any, found: list[Fragment]) -> list[Tensor]:
     """All keys of this rank, those too that hold nothing but padding."""
     layout = layout_of(engine)
     if layout == ZERO12:
         return list(engine.optimizer.single_partition_of_fp32_groups)
+    if layout == ZERO3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
     if layout == BF16:
         return list(engine.optimizer.fp32_groups_flat_partition)
     return list({id(fragment.key): fragment.key for fragment in found}.values())
@@ -145,3 +166,9 @@ def refresh_model_weights(engine: Any, found: list[Fragment]) -> None:
             flat.narrow(0, fragment.offset, fragment.size).copy_(fragment.weights)
     elif layout in (ZERO12, BF16):
         wrapper.update_lp_params()
+    elif layout == ZERO3:
+        wrapper._partition_all_parameters()  # gathered copies are old
+        for group in range(len(wrapper.fp16_groups)):
+            wrapper._reassign_or_swap_out_partitioned_parameters(group)
+        if wrapper.persistent_parameters:
+            wrapper.persistent_parameters[0].all_gather(wrapper.persistent_parameters)

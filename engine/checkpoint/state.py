@@ -24,8 +24,8 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 
 
 def model_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """Shape of every parameter by name."""
-    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    """Shape of every parameter by name, of the whole one where ZeRO stage 3 holds a piece."""
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
 
 
 def rank_share(size: int, rank: int, ranks: int) -> tuple[int, int]:

@@ -42,7 +42,7 @@ KNOWN = (
     "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_clipping", "gradient_predivide_factor",
     "memory_breakdown", "prescale_gradients", "timers", "wall_clock_breakdown", "zero_optimization",
 )  # fmt: skip
-# Keys below the top level; "zero_optimization" leaves out what stage 3 and offload alone read.
+# Keys below the top level; "zero_optimization" leaves out what the engine cannot use, such as hpZ and ZeRO++.
 KNOWN_BELOW = {
     "bf16": ("enabled", "immediate_grad_update", "check_grad_overflow"),
     "fp16": (
@@ -54,9 +54,13 @@ KNOWN_BELOW = {
         "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce",
         "allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_param", "offload_optimizer",
         "ignore_unused_parameters", "round_robin_gradients",
+        "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+        "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+        "stage3_use_all_reduce_for_fetch_params", "stage3_module_granularity_threshold",
+        "stage3_allgather_sequential", "memory_efficient_linear",
     ),
 }  # fmt: skip
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
 BLOCKS = ("bf16", "bfloat16", "data_types", "fp16", "zero_optimization")
 
 
@@ -166,7 +170,7 @@ def _zero_problems(tree: dict[str, Any], path: str) -> list[str]:
     zero = tree.get("zero_optimization", {})
     found = []
     if zero.get("stage", 0) not in STAGES:
-        found.append(f"{path}: zero_optimization.stage is {zero['stage']!r}; this version runs stages 0, 1 and 2")
+        found.append(f"{path}: zero_optimization.stage is {zero['stage']!r}; it must be 0, 1, 2 or 3")
     for key in ("offload_optimizer", "offload_param"):
         block = zero.get(key) or {}
         if not isinstance(block, dict) or block.get("device", "none") not in ("none", None):
@@ -230,6 +234,9 @@ def complete_deepspeed_config(tree: dict[str, Any], batch: BatchShape, device: D
         notes.append(
             "gradients add up in bf16, so the loss depends on the ranks: ds_configs/README.md says how to avoid it"
         )
+    if config.get("zero_optimization", {}).get("stage", 0) == 3:
+        # DeepSpeed's own linear map rounds otherwise than torch's, so stage 3 would differ from the others in bf16.
+        config["zero_optimization"].setdefault("memory_efficient_linear", False)
     precision = "bf16" if _enabled(config, "bf16") else "fp16" if _enabled(config, "fp16") else "fp32"
     config.update(
         train_batch_size=batch.batch_size,

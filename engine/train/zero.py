@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,8 @@ from engine.data.batch import PackedBatch
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
 
+T = TypeVar("T")
+
 
 class TrainingStep(nn.Module):
     """What DeepSpeed wraps: a model and the objective that turns a batch into the terms of its loss."""
@@ -23,8 +28,10 @@ class TrainingStep(nn.Module):
         self.model = model
         self.objective = objective
 
-    def forward(self, batch: PackedBatch) -> dict[str, LossTerm]:
-        """Terms of the loss of one micro-batch."""
+    def forward(self, batch: PackedBatch, function: Callable[[Model, PackedBatch], Any] | None = None) -> Any:
+        """Terms of the loss of one micro-batch, or what a function makes of it in a tuple of one."""
+        if function is not None:
+            return (function(self.model, batch),)
         return self.objective.losses(self.model, batch)
 
 
@@ -44,6 +51,8 @@ class ZeroEngine:
         self._ranks = torch.distributed.get_world_size()
         self._plain = self.deepspeed.optimizer is self.deepspeed.basic_optimizer
         self._norm: float | Tensor | None = None
+        if settings.stage == 3:
+            _register_outside_reads(model)
         if self._ranks == 1 and layout_of(self.deepspeed) in (PLAIN, BF16):
             self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy all gradients to sum up one
         if self._plain:
@@ -74,6 +83,20 @@ class ZeroEngine:
         self.deepspeed.step()
         return terms
 
+    def run(self, function: Callable[[Model, PackedBatch], T], batch: PackedBatch) -> T:
+        """Call ``function(model, batch)`` inside DeepSpeed's forward, where stage 3 gathers the weights it reads.
+
+        All ranks must call it equally often. Gradients are off, and the model is in evaluation mode.
+        """
+        training = self.deepspeed.training
+        self.deepspeed.eval()
+        try:
+            with torch.no_grad():
+                result: tuple[T] = self.deepspeed(batch, function)
+        finally:
+            self.deepspeed.train(training)
+        return result[0]
+
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the next optimizer step."""
         for group in self.optimizer.param_groups:
@@ -83,3 +106,14 @@ class ZeroEngine:
         """Norm of the whole gradient of the last step, before clipping; waits for the device."""
         norm = self._norm if self._plain else self.deepspeed.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
+
+
+def _register_outside_reads(model: Model) -> None:
+    """Tell stage 3 of the weights that a module reads and does not own, so that it gathers them in time."""
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for head in model.heads.values():
+        if "word_embedding" in inspect.signature(head.forward).parameters:
+            register_external_parameter(head, model.word_embedding)
+    if model.encoder.embeddings.segment is not None:
+        register_external_parameter(model.encoder.embeddings, model.encoder.embeddings.segment.weight)

@@ -81,7 +81,7 @@ def test_unreadable_settings_files(run, tmp_path):
             {"gradient_cliping": 1.0},
             "unknown key 'gradient_cliping' (DeepSpeed would ignore it); did you mean gradient_clipp",
         ),
-        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage is 3; this version runs stages 0, 1 and 2"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4; it must be 0, 1, 2 or 3"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
             "offload_optimizer is not supported",

@@ -111,7 +111,7 @@ def test_completed_batch_keys():
         ({"zero_optimization": None}, "'zero_optimization' must be an object in braces, found null"),
         ({"data_types": "fp32"}, "'data_types' must be an object in braces, found \"fp32\""),
         ({"bf16": True}, "'bf16' must be an object in braces, found true"),
-        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage is 3; this version runs stages 0, 1 and 2"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4; it must be 0, 1, 2 or 3"),
         ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage is '2'"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer is not supported"),
         ({"zero_optimization": {"offload_param": True}}, "offload_param is not supported"),
