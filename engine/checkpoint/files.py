@@ -58,6 +58,14 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file by way of a temporary name, so that it is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    sync_to_disk(temporary)
+    os.replace(temporary, path)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write and fsync a file; returns its size and sha256."""
     save_file(dict(tensors), path)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.files import MANIFEST, CheckpointManifest, read_manifest, verify_files
+from engine.checkpoint.files import MANIFEST, CheckpointManifest, read_manifest, verify_files, write_text
 from preprocess.files import sync_to_disk
 
 CONFIG, METRICS, FINISHED, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "FINISHED", "checkpoints", "model"
@@ -192,14 +192,6 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):  # the torn last line of a run that was killed
         return float("inf")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file by way of a temporary name, so that it is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    sync_to_disk(temporary)
-    os.replace(temporary, path)
 
 
 def settings_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

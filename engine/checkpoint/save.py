@@ -1,11 +1,22 @@
-"""Write one checkpoint: every rank its fragments, rank 0 the model folder and the manifest."""
+"""Write checkpoints beside training: every rank its fragments, rank 0 the model folder and the manifest.
+
+A save holds training for the time of a copy to host memory; a thread of each rank writes. The threads never
+communicate through the process group, which training uses meanwhile, but through small files (``reports.py``).
+
+Memory on the host, beside what training needs: each rank its share of weights and optimizer state (12 bytes per
+parameter for AdamW, divided by the ranks), kept from save to save. Rank 0 needs the whole model in fp32, twice, while
+it exports: 8 bytes per parameter.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,81 +32,179 @@ from engine.checkpoint.files import (
     write_manifest,
     write_tensors,
 )
+from engine.checkpoint.reports import Report, collect_reports, publish_report, remove_reports
 from engine.checkpoint.run_folder import MODEL, RunFolder
 from engine.checkpoint.state import model_shapes, model_snapshot, snapshot
-from engine.train.distributed import broadcast_object, gather_objects, global_rank, raise_together
+from engine.config.cli import SharedError
+from engine.train.distributed import from_rank_zero, gather_objects, global_rank, raise_together, world_size
 from preprocess.files import sync_to_disk
 
 ModelExporter = Callable[[Path, dict[str, Tensor]], None]
+REPORT_TIMEOUT = 1800.0  # seconds that rank 0 waits for the slowest; that a rank died, training notices long before
 
 
-@dataclass(frozen=True)
-class CheckpointWriter:
-    """Saves checkpoints of one run.
+@dataclass(eq=False)
+class Save:
+    """One checkpoint on its way to the disk, as one rank sees it.
 
     Attributes:
-        run: the run's folder.
-        export: writes whole fp32 weights, by our names, as a Hugging Face folder.
-        keep: newest checkpoints to keep, 0 for all.
+        folder: where it is written before it is renamed.
+        token: names this save on all ranks.
+        tensors: this rank's fragments by label; none where it has nothing to write.
+        manifest: all but the files.
+        cancelled: set where rank 0 need not wait for the others any more.
+        problem: why this rank could not write, in the user's words.
+        error: what stopped this rank and is no fault of the disk.
     """
 
-    run: RunFolder
-    export: ModelExporter
-    keep: int = 0
+    folder: Path
+    token: str
+    tensors: Mapping[str, Tensor]
+    manifest: CheckpointManifest
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    problem: str | None = None
+    error: Exception | None = None
+
+
+class CheckpointWriter:
+    """Saves checkpoints of one run, one at a time."""
+
+    def __init__(self, run: RunFolder, export: ModelExporter, keep: int = 0) -> None:
+        """Begin with nothing under way.
+
+        Args:
+            run: the run's folder, which all ranks see.
+            export: writes whole fp32 weights, by our names, as a Hugging Face folder; called in a thread of rank 0.
+            keep: newest checkpoints to keep, 0 for all.
+        """
+        self.run, self.export, self.keep = run, export, keep
+        self._buffers: dict[str, Tensor] = {}
+        self._save: Save | None = None
+        self._thread = threading.Thread()
 
     def save(self, engine: Any, model: nn.Module, step: int, trainer: dict[str, Any]) -> None:
-        """Save the state after ``step`` optimizer steps; all ranks must call it.
+        """Copy the state after ``step`` optimizer steps and write it in a thread; all ranks must call it.
+
+        It returns when the state is copied. Where an earlier save is still being written it waits for that first.
 
         Raises:
-            ValueError: on every rank, if a rank could not write (a full disk); earlier checkpoints stay whole.
+            SharedError: on every rank, if the earlier save failed or this one's folder cannot be made.
         """
-        if broadcast_object(self.run.step_folder(step).exists()):
-            return  # resumed at the last step: it is there
-        tensors, optimizer = snapshot(engine, model)
-        self._save(tensors, model_shapes(model), step, optimizer, trainer)
+        token = self._prepare(step)
+        if token is not None:
+            tensors, optimizer = snapshot(engine, model, self._buffers)
+            self._begin(token, tensors, CheckpointManifest(step, model_shapes(model), optimizer, trainer, {}))
 
     def save_initial(self, model: nn.Module, trainer: dict[str, Any]) -> None:
-        """Save a model that has taken no step; rank 0 writes it alone, all ranks must call it."""
-        tensors = model_snapshot(model) if global_rank() == 0 else {}
-        self._save(tensors, model_shapes(model), 0, {}, trainer)
+        """Save a model that has taken no step; rank 0 writes it alone, all ranks must call it and wait for it.
 
-    def _save(
-        self, tensors: Mapping[str, Tensor], shapes: dict[str, list[int]], step: int, optimizer: Any, trainer: Any
-    ) -> None:
-        folder = self.run.temporary_folder(step)
-        self._together(folder, lambda: _fresh_folder(folder) if global_rank() == 0 else None)
-        written: dict[str, Any] = {}
+        Raises:
+            SharedError: on every rank, if it cannot be written.
+        """
+        token = self._prepare(0)
+        if token is not None:
+            tensors = model_snapshot(model) if global_rank() == 0 else {}
+            self._begin(token, tensors, CheckpointManifest(0, model_shapes(model), {}, trainer, {}))
+            self.wait()
 
-        def write() -> None:
-            if tensors:
-                name = rank_file(global_rank())
-                written[name] = write_tensors(folder / name, tensors)
+    def problem(self) -> str | None:
+        """Why this rank could not write its part of the last save, as far as that is known now."""
+        return self._save.problem if self._save else None
 
-        self._together(folder, write)
-        files = {name: entry for part in gather_objects(written) for name, entry in part.items()}
+    def check(self) -> None:
+        """Raise if the last save has failed on any rank, without waiting for one that is under way; all ranks call it.
 
-        def commit() -> None:
-            if global_rank() == 0:
-                reader = FragmentReader([folder / name for name in sorted(files)])
-                self.export(folder / MODEL, reader.full(WEIGHTS, shapes))
-                write_manifest(folder, CheckpointManifest(step, shapes, optimizer, trainer, files))
-                self.run.publish(step, self.keep)
+        Raises:
+            SharedError: on every rank.
+        """
+        if any(gather_objects(self.problem() is not None)):
+            self.wait()
 
-        self._together(folder, commit)
+    def wait(self) -> None:
+        """Return when the last save is on the disk; all ranks must call it.
 
-    def _together(self, folder: Path, work: Callable[[], None]) -> None:
-        """Do a part of the work on every rank; a failure on one is an error on all, and the leftovers go."""
-        problem = None
+        Raises:
+            SharedError: on every rank, if one could not write (a full disk); earlier checkpoints stay whole, and
+                nothing is left of this one.
+        """
+        save, rank = self._save, global_rank()
+        if save is None:
+            return
+        if rank > 0:
+            self._thread.join()
+        failed = any(gather_objects(save.problem is not None))  # rank 0 may still be at work: the others have ended
+        if rank == 0:
+            if failed:
+                save.cancelled.set()
+            self._thread.join()
+        self._save = None
         try:
-            work()
-        except (OSError, SafetensorError) as error:
-            problem = explain_write_error(as_os_error(error), folder)
-        try:
-            raise_together(problem)
-        except ValueError:
-            if global_rank() == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+            raise_together(save.problem)
+        except SharedError:
+            if rank == 0:
+                shutil.rmtree(save.folder, ignore_errors=True)
+            if save.error is not None:
+                raise save.error from None
             raise
+
+    def _prepare(self, step: int) -> str | None:
+        """Make the folder of a save when the one before it has ended; None where the checkpoint is there already."""
+        self.wait()
+        folder = self.run.temporary_folder(step)
+
+        def make() -> str | None:
+            if self.run.step_folder(step).exists():
+                return None  # resumed at the last step
+            try:
+                _fresh_folder(folder)
+            except OSError as error:
+                raise ValueError(explain_write_error(error, folder)) from error
+            return os.urandom(8).hex()
+
+        return from_rank_zero(make)
+
+    def _begin(self, token: str, tensors: Mapping[str, Tensor], manifest: CheckpointManifest) -> None:
+        save = Save(self.run.temporary_folder(manifest.step), token, tensors, manifest)
+        self._save = save
+        self._thread = threading.Thread(target=self._write, args=(save,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _write(self, save: Save) -> None:
+        """The thread: this rank's part, then on rank 0 what needs all parts. What goes wrong is kept for ``wait``."""
+        rank = global_rank()
+        try:
+            files = {}
+            if save.tensors:
+                files[rank_file(rank)] = write_tensors(save.folder / rank_file(rank), save.tensors)
+            publish_report(save.folder, rank, Report(save.token, files))
+            if rank == 0:
+                self._finish(save)
+        except Exception as error:  # a thread must not take a mistake of ours to its grave
+            self._give_up(save, error)
+
+    def _finish(self, save: Save) -> None:
+        """When all ranks have written: export the model, write the manifest, let the checkpoint count."""
+        ranks, folder, shapes = world_size(), save.folder, save.manifest.shapes
+        files = collect_reports(folder, ranks, save.token, save.cancelled, REPORT_TIMEOUT)
+        if files is None:  # the rank that failed tells why
+            return
+        reader = FragmentReader([folder / name for name in sorted(files)])
+        self.export(folder / MODEL, reader.full(WEIGHTS, shapes))
+        remove_reports(folder, ranks)
+        write_manifest(folder, replace(save.manifest, files=files))
+        self.run.publish(save.manifest.step, self.keep)
+
+    def _give_up(self, save: Save, error: Exception) -> None:
+        rank = global_rank()
+        with contextlib.suppress(OSError):
+            (save.folder / rank_file(rank)).unlink(missing_ok=True)  # on a full disk the report needs its room
+            publish_report(save.folder, rank, Report(save.token, {}, failed=True))
+        try:
+            known = as_os_error(error) if isinstance(error, (OSError, SafetensorError)) else None
+        except SafetensorError:
+            known = None
+        save.error = error if known is None else None
+        save.problem = explain_write_error(known or OSError(0, repr(error)), save.folder)
 
 
 def _fresh_folder(folder: Path) -> None:
@@ -108,7 +217,7 @@ def _fresh_folder(folder: Path) -> None:
 def explain_write_error(error: OSError, folder: Path) -> str:
     """A message for a checkpoint that could not be written."""
     text = f"the checkpoint {folder} could not be written: {error.strerror}"
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
         free = shutil.disk_usage(existing).free
         text += f" ({free / 2**20:.0f} MiB free); make room (train.keep_checkpoints limits how many are kept)"

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.checkpoint import save
-from engine.checkpoint.files import FragmentReader, label, read_manifest, verify_files
+from engine.checkpoint.files import CheckpointManifest, FragmentReader, label, read_manifest, verify_files
+from engine.checkpoint.reports import Report, publish_report
 from engine.checkpoint.run_folder import RunFolder
+from engine.checkpoint.save import CheckpointWriter
 from engine.checkpoint.state import rank_share, refuse_other_model
 from engine.config.cli import SharedError
-from engine.train.distributed import barrier, global_rank
+from engine.train.distributed import barrier, gather_objects, global_rank
 from tests.engine.ranks import run_ranks
 
 SHAPES = {"w": [5, 3], "b": [3]}
@@ -43,33 +48,63 @@ def no_space_for_tensors(folder: Path, weights: dict[str, Tensor]) -> None:
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
+def mistake(*ignored: Any) -> Any:
+    raise KeyError("a mistake of ours")
+
+
+def begin(writer: CheckpointWriter, step: int) -> None:
+    """Save as an engine would be saved, up to the thread that writes."""
+    token = writer._prepare(step)
+    assert token is not None
+    manifest = CheckpointManifest(step, SHAPES, {"step": step}, {"step": step}, {})
+    writer._begin(token, tensors(global_rank()), manifest)
+
+
+def outcome(work: Callable[[], object]) -> str:
+    """What an error says, on a rank that then goes on with the others."""
+    text = "saved"
+    try:
+        work()
+    except (SharedError, KeyError) as error:
+        text = f"{type(error).__name__}: {error}"
+    barrier()
+    return text
+
+
 def save_on_ranks(folder: Path) -> dict[str, Any]:
     """Save once well, then with a failure of one rank in each part of the work."""
     run, rank = RunFolder(str(folder / "run")), global_rank()
-    writer = save.CheckpointWriter(run, export)
+    results = {}
 
-    def attempt(step: int, writer: save.CheckpointWriter = writer) -> str:
-        try:
-            writer._save(tensors(rank), SHAPES, step, {"step": step}, {"step": step})
-            text = "saved"
-        except SharedError as error:
-            text = str(error)
-        barrier()
-        return text
+    def attempt(name: str, step: int, exporter: save.ModelExporter = export, **replaced: Any) -> None:
+        writer = CheckpointWriter(run, exporter)
+        with pytest.MonkeyPatch.context() as patch:
+            for attribute, value in replaced.items():
+                patch.setattr(save, attribute, value)
+            results[name] = outcome(lambda: (begin(writer, step), writer.wait()))
+            barrier()
 
-    results = {"well": attempt(1)}
-    write = save.write_tensors
-    if rank == 1:
-        save.write_tensors = no_space
-    results["tensors of rank 1"] = attempt(2)
-    save.write_tensors = write
-    results["export"] = attempt(3, save.CheckpointWriter(run, no_space))
-    results["weights of the export"] = attempt(3, save.CheckpointWriter(run, no_space_for_tensors))
-    save._fresh_folder, fresh = no_space, save._fresh_folder
-    results["folder"] = attempt(4)
-    save._fresh_folder = fresh
-    results["again"] = attempt(2)
+    attempt("well", 1)
+    attempt("tensors of rank 1", 2, **({"write_tensors": no_space} if rank == 1 else {}))
+    attempt("mistake of rank 1", 2, **({"write_tensors": mistake} if rank == 1 else {}))
+    attempt("export", 3, no_space)
+    attempt("weights of the export", 3, no_space_for_tensors)
+    attempt("mistake in the export", 3, mistake)
+    attempt("folder", 4, _fresh_folder=no_space)
+    silent = {"publish_report": lambda *ignored: None} if rank == 1 else {"REPORT_TIMEOUT": 0.2}
+    attempt("silence of rank 1", 4, **silent)
+    if rank == 0:
+        leave_half_a_save(run.temporary_folder(2))
+    barrier()
+    attempt("again", 2)
     return results
+
+
+def leave_half_a_save(folder: Path) -> None:
+    """What a run that was killed leaves: a whole report of files that are not those of the next save."""
+    folder.mkdir(parents=True)
+    (folder / "rank-00001.safetensors").write_bytes(b"torn")
+    publish_report(folder, 1, Report("token of the killed run", {"rank-00001.safetensors": {"bytes": 4}}))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +119,9 @@ def test_two_ranks_write_one_checkpoint(saved):
     folder = run / "checkpoints" / "step-1"
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
-    assert manifest.files.keys() == {"rank-00000.safetensors", "rank-00001.safetensors"}
+    files = ["rank-00000.safetensors", "rank-00001.safetensors"]
+    assert sorted(manifest.files) == files
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "model", *files]
     assert (manifest.step, manifest.shapes, manifest.trainer) == (1, SHAPES, {"step": 1})
     full = FragmentReader([folder / name for name in manifest.files]).full("weights", SHAPES)
     assert torch.equal(full["w"], torch.arange(15.0).view(5, 3)) and torch.equal(full["b"], torch.arange(3.0))
@@ -96,10 +133,25 @@ def test_failure_on_one_rank_is_an_error_on_all(part, saved):
     _, results = saved
     first, second = (result[part] for result in results)
     assert first == second
-    assert first.startswith("rank 1: ") == (part == "tensors of rank 1")
+    assert first.startswith("SharedError: rank 1: ") == (part == "tensors of rank 1")
     assert "could not be written: No space left on device (" in first and "MiB free); make room" in first
     assert first.count("could not be written") == 1
     assert first.endswith("Earlier checkpoints are whole; the same command goes on from the newest")
+
+
+def test_mistake_of_ours_keeps_its_own_error(saved):
+    """On the rank that made it, so that its traceback is seen; the others are told."""
+    _, results = saved
+    for part, maker in (("mistake of rank 1", 1), ("mistake in the export", 0)):
+        assert results[maker][part] == "KeyError: 'a mistake of ours'"
+        told = results[1 - maker][part]
+        assert told.startswith("SharedError: ") and "could not be written: KeyError('a mistake of ours')." in told
+
+
+def test_rank_that_says_nothing_is_named(saved):
+    _, results = saved
+    for result in results:
+        assert "could not be written: no word of rank 1 in 0 s. Earlier" in result["silence of rank 1"]
 
 
 def test_nothing_is_left_of_a_failure_and_the_next_save_works(saved):
@@ -107,6 +159,91 @@ def test_nothing_is_left_of_a_failure_and_the_next_save_works(saved):
     assert [result["again"] for result in results] == ["saved", "saved"]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-1", "step-2"]
     assert os.readlink(run / "model") == "checkpoints/step-2/model"
+
+
+class PlainEngine:
+    """DeepSpeed's engine at stage 0 in fp32, as far as a snapshot looks at it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.optimizer = self.basic_optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        self.model = model
+
+    def step(self) -> None:
+        """Any step that changes everything."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        self.optimizer.step()
+
+
+def save_beside_training(folder: Path) -> dict[str, Any]:
+    """Hold the threads back, train on, and look when a checkpoint appears and what is in it."""
+    torch.manual_seed(1)
+    model = nn.Linear(5, 3)
+    engine, writer = PlainEngine(model), CheckpointWriter(RunFolder(str(folder / "run")), export)
+    writer.save_initial(model, {})
+    released, write = threading.Event(), save.write_tensors
+
+    def write_later(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        released.wait()
+        return write(path, tensors)
+
+    save.write_tensors = write_later
+    expected: dict[str, Any] = {}
+    for step in (1, 2):
+        engine.step()
+        expected[str(step)] = [
+            model.weight.flatten().tolist(),
+            engine.optimizer.state[model.weight]["exp_avg"].tolist(),
+        ]
+        if step == 1:
+            writer.save(engine, model, 1, {})
+            addresses = sorted(tensor.data_ptr() for tensor in writer._buffers.values())
+            engine.step()
+            writer.check()
+            expected["early"] = writer.run.steps()
+            barrier()
+            engine.step()
+            released.set()
+    writer.save(engine, model, 2, {})  # waits for the first
+    writer.wait()
+    writer.wait()
+    writer.save(engine, model, 2, {})  # there already
+    assert writer._save is None
+    assert addresses == sorted(tensor.data_ptr() for tensor in writer._buffers.values())
+    return expected
+
+
+def test_training_goes_on_while_a_thread_writes(tmp_path):
+    expected, _ = run_ranks("tests.engine.checkpoint.test_save", "save_beside_training", tmp_path)
+    run = RunFolder(str(tmp_path / "run"))
+    assert expected["early"] == [0] and run.steps() == [0, 1, 2]
+    for step in (1, 2):
+        folder = run.step_folder(step)
+        reader = FragmentReader(sorted(folder.glob("*.safetensors")))
+        weights, average = expected[str(step)]
+        assert reader.read("weights", "weight", 0, 15).tolist() == weights
+        assert reader.read("exp_avg", "weight", 0, 15).view(3, 5).tolist() == average
+
+
+def fail_beside_training(folder: Path) -> list[str]:
+    """A failure of rank 1's thread reaches both ranks by the next check, long before they wait."""
+    writer = CheckpointWriter(RunFolder(str(folder / "run")), export)
+    if global_rank() == 1:
+        save.write_tensors = no_space
+    begin(writer, 1)
+    deadline = time.monotonic() + 60
+    while not any(gather_objects(writer.problem())):
+        assert time.monotonic() < deadline
+    return [outcome(writer.check), outcome(writer.check), str(writer.problem())]
+
+
+def test_failure_is_told_by_a_check(tmp_path):
+    (first, *_), (second, then, problem) = run_ranks(
+        "tests.engine.checkpoint.test_save", "fail_beside_training", tmp_path
+    )
+    assert first == second and "SharedError: rank 1: the checkpoint" in first and "No space left" in first
+    assert then == "saved" and problem == "None"  # told once
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_explanation_without_a_full_disk(tmp_path):
