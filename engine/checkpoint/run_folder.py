@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
+import socket
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.files import MANIFEST, CheckpointManifest, read_manifest, verify_files, write_text
+from engine.train.metrics import say
 from preprocess.files import sync_to_disk
+from preprocess.locks import lock
 
 CONFIG, METRICS, FINISHED, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "FINISHED", "checkpoints", "model"
+LOCK = ".lock"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
+_STAGE_STEPS = re.compile(r"stages\.(\d+)\.steps")
 
-# Settings that another start of the same run may change. All others decide what the run computes.
+# Settings that another start of the same run may change: they decide where, how fast and how rounded, but not what, the
+# run computes, or how far it goes. The steps of the last of several stages may change too.
 MAY_CHANGE = (
     "deepspeed",
     "ds_config",
@@ -34,6 +39,12 @@ MAY_CHANGE = (
     "train.eval_rows",
     "train.peak_tflops",
     "train.tensorboard",
+    "train.rank_timeout",
+    "train.nonfinite",
+    "train.max_skipped_steps",
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.optimizer.backend",
     "train_file",
     "dev_file",
     "test_file",
@@ -66,11 +77,12 @@ class RunFolder:
         found = [_STEP_FOLDER.fullmatch(entry.name) for entry in self.checkpoints.iterdir()]
         return sorted(int(match[1]) for match in found if match and (self.checkpoints / match[0] / MANIFEST).is_file())
 
-    def open(self, config: dict[str, Any]) -> bool:
+    def open(self, config: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> bool:
         """Begin a run or go on with one.
 
         Args:
             config: the resolved settings, a JSON tree.
+            defaults: what a setting is that the run's older version did not have yet.
 
         Returns:
             True where the folder holds this run, which then goes on.
@@ -79,7 +91,7 @@ class RunFolder:
             ValueError: if the folder holds another run or foreign files; the message lists the settings that differ.
         """
         file = self.path / CONFIG
-        if not file.is_file() and not self.path.is_file() and not (self.path.is_dir() and any(self.path.iterdir())):
+        if not file.is_file() and not self.path.is_file() and not self._holds_files():
             return False
         try:
             earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -91,7 +103,7 @@ class RunFolder:
             )
         if not self.steps():  # it failed before its first checkpoint: nothing is lost by beginning again
             return False
-        if difference := settings_difference(earlier, config):
+        if difference := settings_difference(earlier, config, defaults or {}):
             lines = "\n".join(f"  {key}: {was} there, {now} now" for key, was, now in difference)
             raise ValueError(
                 f"train.output {self.path} holds a run with other settings:\n{lines}\n"
@@ -100,23 +112,30 @@ class RunFolder:
             )
         return True
 
+    def _holds_files(self) -> bool:
+        return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
+
     def claim(self) -> None:
-        """Keep other runs out of the folder while this object lives, where the file system has locks.
+        """Keep other runs out of the folder while this object lives; where the file system has no locks, say so.
+
+        The lock goes with the process, however that ends. Its file stays and names the last that had it.
 
         Raises:
             ValueError: if another run is at work in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, folder)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        file = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (for the life of this object)
+        weakref.finalize(self, file.close)
+        file.seek(0)
+        if not lock(file, say=say):
+            holder = file.read().strip()
             raise ValueError(
-                f"another run is at work in train.output {self.path}; wait for its end, or choose another folder"
-            ) from None
-        except OSError:
-            pass
+                f"another run is at work in train.output {self.path}{f' ({holder})' if holder else ''}; "
+                "wait for its end, or choose another folder"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved settings; the newest start's are kept."""
@@ -194,25 +213,45 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def settings_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Settings that differ and may not: (dotted name, value of the earlier run, value now)."""
-    before, after = _flatten(earlier), _flatten(now)
+def settings_difference(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> list[tuple[str, Any, Any]]:
+    """Settings that differ and may not.
+
+    Args:
+        earlier: the settings of the earlier start, a JSON tree.
+        now: those of this start.
+        defaults: stand in for what ``earlier`` lacks because its version did not have it.
+
+    Returns:
+        Dotted name, value of the earlier run, value now; an item of a list of settings has its number as a name.
+    """
+    before, after = dict(_flatten(earlier)), dict(_flatten(now))
+    before = {**{key: value for key, value in _flatten(defaults or {}) if key in after}, **before}
+    last_steps = {_last_stage_steps(before), _last_stage_steps(after)}
+    free = last_steps if len(last_steps) == 1 else set()
     return [
         (key, before.get(key, "absent"), after.get(key, "absent"))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, "absent") != after.get(key, "absent") and not _may_change(key)
+        if before.get(key, "absent") != after.get(key, "absent") and key not in free and not _may_change(key)
     ]
+
+
+def _last_stage_steps(settings: Mapping[str, Any]) -> str | None:
+    """Name of the steps of the last stage; None where there are no stages."""
+    numbers = [int(match[1]) for match in map(_STAGE_STEPS.fullmatch, settings) if match]
+    return f"stages.{max(numbers)}.steps" if numbers else None
 
 
 def _may_change(key: str) -> bool:
     return any(key == name or key.startswith(name + ".") for name in MAY_CHANGE)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+        if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = json.loads(json.dumps(value))
-    return flat
+            yield f"{prefix}{key}", json.loads(json.dumps(value))

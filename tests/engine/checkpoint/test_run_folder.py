@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,32 @@ def test_settings_difference():
     assert not settings_difference({"deepspeed": {"a": {"b": 1}}}, {"deepspeed": {"c": 2}})
 
 
+def test_stages_are_compared_one_by_one():
+    def staged(*steps: int, rate: float = 0.1, **train: Any) -> dict[str, Any]:
+        return {"train": train, "stages": [{"steps": number, "schedule": {"lr": rate}} for number in steps]}
+
+    assert settings_difference(staged(5, 9), staged(5, 12)) == []  # the last stage may become longer
+    assert settings_difference(staged(5, 9), staged(6, 9)) == [("stages.0.steps", 5, 6)]
+    assert settings_difference(staged(5), staged(5, rate=0.2)) == [("stages.0.schedule.lr", 0.1, 0.2)]
+    more = settings_difference(staged(5), staged(7, 9))
+    assert [key for key, *_ in more] == ["stages.0.steps", "stages.1.schedule.lr", "stages.1.steps"]
+    assert settings_difference({"train": {}, "stages": []}, staged(7))[0] == ("stages", [], "absent")
+
+
+def test_setting_that_an_older_version_lacked_was_its_default(run):
+    defaults = {"train": {"optimizer": {"name": "adamw", "momentum": None}, "ramp": {}}, "stages": [], "model": "x"}
+    assert run.open(changed(train__ramp={}, train__optimizer__name="adamw", stages=[]), defaults) is True
+    assert run.open(CONFIG, defaults) is True  # what is no setting of this start does not count
+    with pytest.raises(ValueError) as caught:
+        run.open(changed(train__optimizer__name="lamb", train__ramp={"10": 4}), defaults)
+    text = str(caught.value)
+    assert "  train.optimizer.name: adamw there, lamb now\n" in text and "train.ramp.10: absent there, 4 now" in text
+    with pytest.raises(ValueError, match=r"train\.optimizer\.name: absent there, adamw now"):
+        run.open(changed(train__optimizer__name="adamw"))
+    with pytest.raises(ValueError, match=r"train\.optimizer\.lr: 0\.1 there, absent now"):
+        run.open({**CONFIG, "train": {"optimizer": {"betas": [0.9, 0.99]}}}, CONFIG)
+
+
 def test_steps_are_numbers_of_finished_checkpoints(run):
     run.temporary_folder(3).mkdir()
     (run.checkpoints / "step-4").mkdir()  # without a manifest
@@ -186,13 +215,28 @@ def test_newest_checkpoint_falls_back_to_one_that_is_whole(run):
 
 def test_one_run_at_a_time(run, tmp_path):
     run.claim()
-    with pytest.raises(ValueError, match=r"another run is at work in train\.output .*; wait for its end"):
+    holder = re.escape(f"(process {os.getpid()} on {socket.gethostname()})")
+    with pytest.raises(
+        ValueError, match=rf"another run is at work in train\.output {run.path} {holder}; wait for its end"
+    ):
         RunFolder(str(run.path)).claim()
     second = RunFolder(str(tmp_path / "other" / "run"))
     second.claim()
-    assert second.open(CONFIG) is False  # a claim leaves nothing in the folder
+    assert second.open(CONFIG) is False  # the lock's file does not count as one
+    (second.path / ".lock").write_text("")
+    with pytest.raises(ValueError, match=rf"at work in train\.output {second.path}; wait for its end"):
+        RunFolder(str(second.path)).claim()
     del second
     RunFolder(str(tmp_path / "other" / "run")).claim()
+
+
+def test_file_system_without_locks(run, monkeypatch, capsys):
+    def refuse(*ignored: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    run.claim()
+    assert "has no locks: see to it that no second run works there" in capsys.readouterr().err
 
 
 def test_finished(run):
