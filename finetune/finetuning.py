@@ -16,14 +16,15 @@ from engine.config.deepspeed_json import (
     DeepSpeedSettings,
     complete_deepspeed_config,
 )
-from engine.config.train import BatchShape
 from engine.convert.configs import read_json
 from engine.convert.model_folder import find_weights
 from engine.models.model import Model, build_model
 from engine.train.distributed import global_rank, init_distributed
+from engine.train.evaluate import Runner
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
 from engine.train.run import RunParts, check_settings, run_record, run_training
+from engine.train.timeline import StepSettings, Timeline
 from finetune.config import FinetuneConfig
 from finetune.evaluation import evaluate
 from finetune.labelled import read_labelled_files
@@ -54,7 +55,6 @@ class Resolved:
     task: Task
     files: dict[str, Examples]
     settings: DeepSpeedSettings
-    shape: BatchShape
     notes: tuple[str, ...]
 
 
@@ -72,22 +72,22 @@ def finetune(config: FinetuneConfig) -> RunFolder:
     train, task, builder = resolved.config.train, resolved.task, resolved.builder
     sources = {name: ExampleSource(task, builder, file, config.seed) for name, file in resolved.files.items()}
 
-    def evaluate_dev(model: Model) -> dict[str, float]:
-        figures = evaluate(model, sources["dev"], train.eval_rows, train.micro_batch_size, device)
+    def evaluate_dev(runner: Runner, step: StepSettings) -> dict[str, float]:
+        figures = evaluate(runner, sources["dev"], train.eval_rows, train.micro_batch_size, device)
         return {f"heldout_{name}": value for name, value in figures.items()}
 
-    def conclude(model: Model) -> None:
+    def conclude(runner: Runner) -> None:
         figures: dict[str, float] = {}
         for name in [name for name in sources if name != "train"]:  # in the same order on all ranks
-            found = evaluate(model, sources[name], 0, train.micro_batch_size, device)
+            found = evaluate(runner, sources[name], 0, train.micro_batch_size, device)
             figures |= {f"{name}_{figure}": value for figure, value in found.items()}
         write_results(resolved, figures, time.perf_counter() - begun)
 
     return run_training(
         RunParts(
             train=train,
+            timeline=Timeline([train.stage(seq_length=0, length_ramp={})]),
             settings=resolved.settings,
-            shape=resolved.shape,
             arch=resolved.arch,
             seed=config.seed,
             resolved=resolved_tree(resolved),
@@ -95,6 +95,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             source=sources["train"],
             build=partial(initial_model, resolved),
             export=lambda folder, weights: write_finetuned_model(folder, weights, resolved.arch, task, builder),
+            num_samples=sources["train"].num_samples,
             evaluator=evaluate_dev,
             conclude=conclude,
         )
@@ -104,7 +105,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
 def resolve(config: FinetuneConfig) -> Resolved:
     """Find and check everything that the settings name; UsageError lists all that is wrong."""
     problems = config.problems()
-    tree, shape, device = check_settings(config.ds_config, config.train, problems)
+    tree, shape, device = check_settings(config.ds_config, [config.train.stage(config.max_length, {})], problems)
     model = collect(problems, lambda: open_model(config))
     task, files = read_labelled_files(config, problems)
     if problems or not (tree is not None and model and task):
@@ -119,7 +120,7 @@ def resolve(config: FinetuneConfig) -> Resolved:
                 f"{file.table.path}: {num_truncated:,} of {len(file.rows):,} examples cut to {config.max_length} tokens"
             )
     settings = complete_deepspeed_config(tree, shape, device)
-    return Resolved(replace(config, train=train), folder, arch, builder, task, examples, settings, shape, tuple(notes))
+    return Resolved(replace(config, train=train), folder, arch, builder, task, examples, settings, tuple(notes))
 
 
 def open_model(config: FinetuneConfig) -> tuple[Path, ArchConfig, SequenceBuilder]:
@@ -153,7 +154,7 @@ def resolved_tree(resolved: Resolved) -> dict[str, Any]:
         "train_digest": resolved.files["train"].digest(),
         "tokenizer_digest": resolved.builder.tokenizer.digest,
     }
-    return {**tree, **run_record(resolved.settings, resolved.shape)}
+    return {**tree, **run_record(resolved.settings)}
 
 
 def write_results(resolved: Resolved, figures: dict[str, float], seconds: float) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engine.data.batch import PackedBatch
 from engine.data.draws import Draw
 from engine.data.order import permutation, philox
+from engine.train.timeline import StepSettings
 from finetune.sequences import SequenceBuilder, TokenSequence
 from finetune.tables import Row, Table
 from finetune.tasks.base import Task
@@ -57,10 +58,17 @@ class ExampleSource:
         self.num_samples = len(examples.sequences)
         self._orders: dict[int, Int64] = {}
 
-    def batch(self, positions: range) -> PackedBatch:
+    def batch(self, positions: range, step: StepSettings) -> PackedBatch:
         """The examples at positions of the endless stream of shuffled epochs."""
+        return self._batch(self._numbers(positions))
+
+    def describe(self, positions: range, step: StepSettings) -> str:
+        """The examples by their numbers in the file, from 0."""
+        return f"examples {', '.join(map(str, self._numbers(positions)))}"
+
+    def _numbers(self, positions: range) -> list[int]:
         places = [divmod(position, self.num_samples) for position in positions]
-        return self._batch([int(self._order(epoch)[place]) for epoch, place in places])
+        return [int(self._order(epoch)[place]) for epoch, place in places]
 
     def held_out(self, samples: range) -> PackedBatch:
         """Examples by number in the file's order."""

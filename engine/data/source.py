@@ -5,46 +5,69 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.train import BatchShape
 from engine.data.batch import PackedBatch
 from engine.data.rows import RowReader
 from engine.objectives.base import PretrainingObjective
+from engine.train.timeline import StepSettings, Timeline
 
 PREFETCHED_STEPS = 2
 WORD_ROWS = 100  # rows looked at to tell whether word boundaries are known
 
 
 class BatchSource(Protocol):
-    """Samples in a fixed endless order; a batch is a pure function of the positions asked for."""
+    """Samples in a fixed endless order; a batch is a pure function of the positions and settings asked for."""
 
-    num_samples: int
-
-    def batch(self, positions: range) -> PackedBatch:
+    def batch(self, positions: range, step: StepSettings) -> PackedBatch:
         """The samples at positions of the endless order."""
         ...
 
+    def describe(self, positions: range, step: StepSettings) -> str:
+        """What a user can find these samples by."""
+        ...
+
+
+class HeldOutSource(Protocol):
+    """Samples to evaluate on."""
+
+    num_samples: int
+
     def held_out(self, samples: range) -> PackedBatch:
-        """Samples by number in stored order, for evaluation."""
+        """Samples by number in stored order."""
         ...
 
 
 class RowSource:
     """Rows of shards, collated for an objective."""
 
-    def __init__(self, reader: RowReader, objective: PretrainingObjective) -> None:
-        self._reader, self._objective = reader, objective
-        self.num_samples = reader.num_rows
+    def __init__(self, readers: Mapping[int, RowReader], objective: PretrainingObjective) -> None:
+        """Put readers and an objective together.
 
-    def batch(self, positions: range) -> PackedBatch:
+        Args:
+            readers: of the same shards, by the length of their rows.
+            objective: collates the rows.
+        """
+        self._readers, self._objective = readers, objective
+
+    def num_rows(self, seq_length: int) -> int:
+        """Rows of an epoch."""
+        return self._readers[seq_length].num_rows
+
+    def batch(self, positions: range, step: StepSettings) -> PackedBatch:
         """The rows at positions of the endless stream of shuffled epochs."""
-        return self._objective.collate(self._reader.in_order(positions))
+        return self._objective.collate(self._readers[step.seq_length].in_order(positions), step.masking_rate)
+
+    def describe(self, positions: range, step: StepSettings) -> str:
+        """The rows by their numbers in the plan."""
+        rows = self._readers[step.seq_length].in_order(positions)
+        numbers = ", ".join(f"{row.index} of epoch {row.epoch}" for row in rows)
+        return f"rows of {step.seq_length} tokens: {numbers}"
 
     def knows_words(self, continuation: NDArray[np.bool_]) -> bool:
         """Whether any token of the first rows continues a word: by the stored word starts, else by its id.
@@ -52,15 +75,28 @@ class RowSource:
         Args:
             continuation: [vocab_size], tokens that continue the word before them.
         """
-        for index in range(min(self.num_samples, WORD_ROWS)):
-            for piece in self._reader.row(index).pieces:
+        reader = next(iter(self._readers.values()))
+        for index in range(min(reader.num_rows, WORD_ROWS)):
+            for piece in reader.row(index).pieces:
                 starts = ~continuation[piece.tokens] if piece.word_starts is None else piece.word_starts
                 if not starts[1:].all():
                     return True
         return False
 
+    def of_length(self, seq_length: int) -> HeldOutRows:
+        """The rows of one length in stored order."""
+        return HeldOutRows(self._readers[seq_length], self._objective)
+
+
+class HeldOutRows:
+    """Rows of one plan in stored order, always masked alike."""
+
+    def __init__(self, reader: RowReader, objective: PretrainingObjective) -> None:
+        self._reader, self._objective = reader, objective
+        self.num_samples = reader.num_rows
+
     def held_out(self, samples: range) -> PackedBatch:
-        """Rows of the plan in stored order, always masked alike."""
+        """Rows by number, masked at the configured rate."""
         return self._objective.collate([self._reader.row(index) for index in samples])
 
 
@@ -69,47 +105,53 @@ class StepBatches:
     """The micro-batches of one rank for one step.
 
     Attributes:
+        step: what the step computes with.
         numbers: number g of each micro-batch within the step, over all ranks.
         batches: the micro-batches.
         waited: seconds that the trainer waited for them.
     """
 
+    step: StepSettings
     numbers: list[int]
     batches: list[PackedBatch]
     waited: float = 0.0
 
 
-def step_batches(source: BatchSource, first_position: int, shape: BatchShape, rank: int) -> StepBatches:
+def step_batches(source: BatchSource, step: StepSettings, rank: int, world_size: int) -> StepBatches:
     """Micro-batches of a rank: number g holds positions [g m, (g + 1) m) of the step and runs on rank g mod ranks."""
-    size = shape.micro_batch_size
-    numbers = list(range(rank, shape.batch_size // size, shape.world_size))
-    starts = [first_position + number * size for number in numbers]
-    return StepBatches(numbers, [source.batch(range(start, start + size)) for start in starts])
+    numbers = list(range(rank, step.batch_size // step.micro_batch_size, world_size))
+    return StepBatches(step, numbers, [source.batch(positions_of(step, number), step) for number in numbers])
+
+
+def positions_of(step: StepSettings, number: int) -> range:
+    """Positions of micro-batch ``number`` of a step in the stream of rows of its length."""
+    first = step.first_row + number * step.micro_batch_size
+    return range(first, first + step.micro_batch_size)
 
 
 class Prefetcher:
     """Step batches in order, prepared by a thread; an error there is raised where the batch is asked for."""
 
-    def __init__(self, source: BatchSource, first_position: int, steps: int, shape: BatchShape, rank: int) -> None:
+    def __init__(self, source: BatchSource, timeline: Timeline, first_step: int, rank: int, world_size: int) -> None:
         """Start the thread.
 
         Args:
             source: the samples.
-            first_position: samples consumed before the first step.
-            steps: steps to prepare.
-            shape: the batch of a step.
+            timeline: what each step takes.
+            first_step: the step to begin with; the timeline's last one is the last.
             rank: this process.
+            world_size: ranks.
         """
         self._queue: queue.Queue[StepBatches | BaseException] = queue.Queue(maxsize=PREFETCHED_STEPS)
         self._stop = threading.Event()
-        arguments = (source, first_position, steps, shape, rank)
+        arguments = (source, timeline, first_step, rank, world_size)
         self._thread = threading.Thread(target=self._work, args=arguments, name="prefetch", daemon=True)
         self._thread.start()
 
-    def _work(self, source: BatchSource, first_position: int, steps: int, shape: BatchShape, rank: int) -> None:
+    def _work(self, source: BatchSource, timeline: Timeline, first_step: int, rank: int, world_size: int) -> None:
         try:
-            for step in range(steps):
-                if not self._put(step_batches(source, first_position + step * shape.batch_size, shape, rank)):
+            for step in range(first_step, timeline.steps):
+                if not self._put(step_batches(source, timeline.at(step), rank, world_size)):
                     return
         except BaseException as error:  # handed to the trainer, whatever it is
             self._put(error)
@@ -131,7 +173,7 @@ class Prefetcher:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
-        return StepBatches(item.numbers, item.batches, time.perf_counter() - begun)
+        return StepBatches(item.step, item.numbers, item.batches, time.perf_counter() - begun)
 
     def close(self) -> None:
         """Stop the thread."""

@@ -28,7 +28,7 @@ def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
     warmup = warmup_steps(config, steps)
     if step < warmup:
         return (step + 1) / warmup
-    return FACTORS[config.name](config, step + 1 - warmup, steps + 1 - warmup, warmup)
+    return FACTORS[config.name](config, step + 1 - warmup, max(1, steps + 1 - warmup), warmup)
 
 
 # Each takes the schedule, steps since the warmup (from 1), how many there are with the one just after the last, and

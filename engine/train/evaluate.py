@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 import torch
 
-from engine.data.source import BatchSource
+from engine.data.batch import PackedBatch
+from engine.data.source import HeldOutSource
 from engine.models.model import Model
-from engine.objectives.base import Objective
+from engine.objectives.base import LossTerm, Objective
 from engine.train.distributed import all_reduce_sum, global_rank, world_size
 
-Evaluator = Callable[[], dict[str, float]]
+T = TypeVar("T")
 
 
-@torch.no_grad()
+class Runner(Protocol):
+    """Runs functions of a model: under ZeRO stage 3 its weights are whole only inside DeepSpeed's own forward call."""
+
+    def run(self, function: Callable[[Model, PackedBatch], T], batch: PackedBatch) -> T:
+        """The function's result for a batch, without dropout and gradients; all ranks must call it."""
+        ...
+
+
+class ModelRunner:
+    """Runs functions of a model that is whole in memory."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def run(self, function: Callable[[Model, PackedBatch], T], batch: PackedBatch) -> T:
+        """The function's result for a batch, without dropout and gradients."""
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            result = function(self.model, batch)
+        self.model.train(was_training)
+        return result
+
+
 def evaluate(
-    model: Model, objective: Objective, source: BatchSource, num_samples: int, batch_size: int, device: torch.device
+    runner: Runner, objective: Objective, source: HeldOutSource, num_samples: int, batch_size: int, device: torch.device
 ) -> dict[str, float]:
     """Evaluate a model on the first samples of a source; all ranks must call it.
 
     Args:
-        model: with the weights in place; put into evaluation mode for the time of the call.
+        runner: of the model, with the weights in place.
         objective: what is measured.
         source: held-out samples.
         num_samples: how many of them; 0 for all.
@@ -34,20 +59,20 @@ def evaluate(
     """
     sums: dict[str, list[float]] = {}
     weights: dict[str, float] = {}
-    was_training = model.training
-    model.eval()
+
+    def losses(model: Model, batch: PackedBatch) -> dict[str, LossTerm]:
+        return objective.losses(model, batch, with_accuracy=True)
+
     for samples, counts in held_out_turns(source, num_samples, batch_size):
-        batch = source.held_out(samples).to(device)
-        for name, term in objective.losses(model, batch, with_accuracy=True).items():
+        for name, term in runner.run(losses, source.held_out(samples).to(device)).items():
             correct = 0.0 if term.correct is None else float(term.correct)
             row = [float(term.loss_sum), term.num_targets, correct] if counts else [0.0, 0, 0.0]
             sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0, 0.0]), row, strict=True)]
             weights[name] = term.weight
-    model.train(was_training)
     return _means(sums, weights, device)
 
 
-def held_out_turns(source: BatchSource, num_samples: int, batch_size: int) -> Iterator[tuple[range, bool]]:
+def held_out_turns(source: HeldOutSource, num_samples: int, batch_size: int) -> Iterator[tuple[range, bool]]:
     """The samples of each forward call of this rank, and whether they count.
 
     Batch b runs on rank b mod ranks; every rank makes equally many forward calls, those without a batch left over

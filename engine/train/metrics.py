@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from engine.config.train import TrainConfig
+from engine.objectives.base import LossTerm
 from engine.train.distributed import global_rank
+from engine.train.timeline import StepSettings
 
 LOGGED_FIGURES = ("loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "memory_bytes", "data_wait", "eta")
 
@@ -33,41 +36,82 @@ def memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@dataclass(frozen=True)
+class StepRecord:
+    """What is kept of a step until the next log line, to find what was not finite.
+
+    Attributes:
+        settings: the step.
+        numbers: number of each micro-batch of this rank within the step.
+        losses: loss of each, scalar tensors on the device.
+        norm: of the whole gradient, perhaps still on the device; None where it is not known.
+    """
+
+    settings: StepSettings
+    numbers: list[int]
+    losses: list[Tensor]
+    norm: float | Tensor | None
+
+
 @dataclass
 class Window:
     """Sums since the last log line, on this rank.
 
     Attributes:
-        loss_sums: per term, weighted: tensors on the device, so that adding to them waits for nothing.
+        loss_sums: per term: tensors on the device, so that adding to them waits for nothing.
+        correct: per term that tells it: targets predicted right, likewise.
         counts: targets per term, over all ranks: tensors on the device.
         weights: weight of each term.
         tokens: real tokens of this rank.
         flops: operations of this rank.
         waited: seconds spent waiting for data.
-        steps: optimizer steps.
+        steps: the optimizer steps.
         begun: clock at the window's begin.
     """
 
-    loss_sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    counts: dict[str, torch.Tensor] = field(default_factory=dict)
+    loss_sums: dict[str, Tensor] = field(default_factory=dict)
+    correct: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     flops: float = 0.0
     waited: float = 0.0
-    steps: int = 0
+    steps: list[StepRecord] = field(default_factory=list)
     begun: float = field(default_factory=time.perf_counter)
 
-    def mean_losses(self, summed: dict[str, float]) -> dict[str, float]:
-        """Mean of each term from its sum over all ranks, and the weighted whole as ``loss``."""
-        means = {name: summed[name] / max(float(self.counts[name]), 1.0) for name in summed}
-        whole = sum(self.weights[name] * mean for name, mean in means.items())
-        return {"loss": whole, **({f"loss_{name}": mean for name, mean in means.items()} if len(means) > 1 else {})}
+    def add(self, name: str, term: LossTerm) -> None:
+        """Add one term of the loss of a micro-batch."""
+        _add(self.loss_sums, name, term.loss_sum.detach().double())
+        self.weights[name] = term.weight
+        if term.correct is not None:
+            _add(self.correct, name, term.correct.double())
+
+    def count(self, totals: dict[str, Tensor]) -> None:
+        """Add the targets of a step, over all ranks."""
+        for name, total in totals.items():
+            _add(self.counts, name, total)
+
+    def sums(self) -> dict[tuple[str, str], Tensor]:
+        """What must be summed over the ranks, the same entries on each."""
+        losses = {("loss", name): value for name, value in self.loss_sums.items()}
+        return losses | {("accuracy", name): value for name, value in self.correct.items()}
+
+    def means(self, summed: dict[tuple[str, str], float]) -> dict[str, float]:
+        """Means over targets from the sums over all ranks: of each term, and the weighted whole as ``loss``."""
+        means = {(what, name): value / max(float(self.counts[name]), 1.0) for (what, name), value in summed.items()}
+        whole = sum(self.weights[name] * mean for (what, name), mean in means.items() if what == "loss")
+        several = len(self.loss_sums) > 1
+        return {"loss": whole, **{f"{what}_{name}": mean for (what, name), mean in means.items() if several}}
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
 
 
 class MetricsLog:
     """Writes each line of figures to metrics.jsonl, TensorBoard and the log; rank 0 only."""
 
-    def __init__(self, file: Path, config: TrainConfig, first_step: int) -> None:
+    def __init__(self, file: Path, config: TrainConfig, steps: int, first_step: int) -> None:
         self._active = global_rank() == 0
         self._file = file
         self._writer: Any = None
@@ -79,7 +123,7 @@ class MetricsLog:
 
             self._writer = SummaryWriter(str(file.parent / "tensorboard"), purge_step=first_step + 1)
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(total=config.steps, initial=first_step, unit="step", file=sys.stderr, mininterval=interval)
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", file=sys.stderr, mininterval=interval)
 
     def advance(self) -> None:
         """One step more on the progress bar."""
@@ -110,10 +154,12 @@ class MetricsLog:
 def _shown(name: str, value: float | int) -> str:
     if name == "memory_bytes":
         return f"memory {value / 2**30:.2f} GiB"
-    if name in ("mfu", "data_wait") or name.endswith("accuracy"):
+    if name in ("mfu", "data_wait") or "accuracy" in name:
         return f"{name} {value:.1%}"
     if name == "eta":
         return f"eta {int(value) // 3600}:{int(value) % 3600 // 60:02d}:{int(value) % 60:02d}"
     if name == "lr":
         return f"lr {value:.3g}"
-    return f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4f}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{name} {value:,.0f}"
+    return f"{name} {value:.4f}"

@@ -17,7 +17,6 @@ from engine.config.deepspeed_json import (
 )
 from engine.config.presets import resolve_arch
 from engine.config.pretrain import OBJECTIVE_NAMES, PretrainConfig
-from engine.config.train import BatchShape
 from engine.convert.configs import model_folder
 from engine.convert.huggingface import huggingface_class, to_huggingface
 from engine.convert.model_folder import write_model_folder
@@ -26,11 +25,12 @@ from engine.data.source import RowSource
 from engine.models.model import Model, build_model
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.registry import build_objective
-from engine.train.distributed import global_rank, init_distributed, raise_together
-from engine.train.evaluate import evaluate
+from engine.train.distributed import global_rank, init_distributed, raise_together, world_size
+from engine.train.evaluate import Runner, evaluate
 from engine.train.initial import check_initial_weights, load_initial_weights
 from engine.train.metrics import say
 from engine.train.run import RunParts, check_settings, run_record, run_training
+from engine.train.timeline import StepSettings, Timeline
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
 from preprocess.output_folder import CACHE_FOLDER, HELDOUT_FOLDER, TOKENIZER_FOLDER
 from preprocess.tokenizer import BERT, LANGUAGE_MODEL, Tokenizer, load_tokenizer
@@ -48,7 +48,7 @@ class Resolved:
     arch: ArchConfig
     objective: PretrainingObjective
     settings: DeepSpeedSettings
-    shape: BatchShape
+    timeline: Timeline
     manifest: Manifest
     held_out: Manifest | None
     tokenizer: Tokenizer
@@ -72,17 +72,18 @@ def pretrain(config: PretrainConfig) -> RunFolder:
         )
     objective = resolved.objective
 
-    def evaluate_held_out(model: Model) -> dict[str, float]:
+    def evaluate_held_out(runner: Runner, step: StepSettings) -> dict[str, float]:
         assert held_out is not None
-        rows, size = config.train.eval_rows, config.train.micro_batch_size
-        figures = evaluate(model, objective, held_out, rows, size, device)
-        return {"heldout_loss": figures["loss"], "heldout_accuracy": figures["accuracy"]}
+        rows = held_out.of_length(step.seq_length)
+        figures = evaluate(runner, objective, rows, config.train.eval_rows, step.micro_batch_size, device)
+        del figures["num_targets"]
+        return {f"heldout_{name}": value for name, value in figures.items()}
 
     return run_training(
         RunParts(
             train=config.train,
+            timeline=resolved.timeline,
             settings=resolved.settings,
-            shape=resolved.shape,
             arch=resolved.arch,
             seed=config.seed,
             resolved=resolved_tree(resolved),
@@ -90,6 +91,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             source=source,
             build=lambda fresh: initial_model(resolved, fresh),
             export=lambda folder, weights: export(resolved, folder, weights),
+            num_samples=source.num_rows(resolved.timeline.at(0).seq_length),
             evaluator=evaluate_held_out if held_out is not None else None,
         )
     )
@@ -98,7 +100,9 @@ def pretrain(config: PretrainConfig) -> RunFolder:
 def resolve(config: PretrainConfig) -> Resolved:
     """Find and check everything that the settings name; UsageError lists all that is wrong."""
     problems = config.problems()
-    tree, shape, device = check_settings(config.ds_config, config.train, problems)
+    config = config.completed()
+    stages = config.all_stages()
+    tree, shape, device = check_settings(config.ds_config, stages, problems)
     shards = collect(problems, lambda: open_shards(config.data.shards))
     found = collect(problems, lambda: resolve_arch(config.model))
     objective_name = config.objective or (found[1] if found else OBJECTIVE_NAMES[0])
@@ -117,7 +121,8 @@ def resolve(config: PretrainConfig) -> Resolved:
     if problems or not (tree is not None and shards and arch and objective):
         raise UsageError("\n".join(dict.fromkeys(problems)))
     settings = complete_deepspeed_config(tree, shape, device)
-    return Resolved(config, arch, objective, settings, shape, *shards)
+    timeline = Timeline(stages, config.masking.rate_at)
+    return Resolved(config, arch, objective, settings, timeline, *shards)
 
 
 def open_shards(path: str) -> tuple[Manifest, Manifest | None, Tokenizer]:
@@ -176,10 +181,11 @@ def _arch_problems(config: PretrainConfig, arch: ArchConfig, tokenizer: Tokenize
     if config.init_from:
         folder = model_folder(config.init_from)
         collect(problems, lambda: check_initial_weights(arch, folder, tokenizer.digest))
-    if config.data.seq_length > arch.max_positions:
+    longest = max(length for stage in config.all_stages() for length in [stage.seq_length, *stage.length_ramp.values()])
+    if longest > arch.max_positions:
         problems.append(
-            f"data.seq_length ({config.data.seq_length}) is above arch.max_positions ({arch.max_positions}); "
-            f"shorten the rows or set --arch.max_positions {config.data.seq_length}"
+            f"data.seq_length ({longest}) is above arch.max_positions ({arch.max_positions}); "
+            f"shorten the rows or set --arch.max_positions {longest}"
         )
     collect(problems, lambda: huggingface_class(arch))
     return problems
@@ -195,8 +201,11 @@ def open_rows(resolved: Resolved) -> tuple[RowSource, RowSource | None]:
 
     def open_source(manifest: Manifest) -> RowSource:
         folders = (manifest.folder / CACHE_FOLDER, Path(config.train.output).parent / CACHE_FOLDER)
-        reader = RowReader(manifest, config.data.seq_length, objective.sequence_layout, config.seed, folders)
-        return RowSource(reader, objective)
+        readers = {
+            length: RowReader(manifest, length, objective.sequence_layout, config.seed, folders)
+            for length in resolved.timeline.lengths()
+        }
+        return RowSource(readers, objective)
 
     def open_both() -> tuple[RowSource, RowSource | None]:
         return open_source(resolved.manifest), open_source(resolved.held_out) if resolved.held_out else None
@@ -207,13 +216,25 @@ def open_rows(resolved: Resolved) -> tuple[RowSource, RowSource | None]:
     opened = opened or collect(problems, open_both)
     raise_together("\n".join(problems) or None)
     assert opened is not None
+    raise_together(_too_few_rows(resolved, opened[0]))
     return opened
+
+
+def _too_few_rows(resolved: Resolved, source: RowSource) -> str | None:
+    """A run on more ranks than there are rows would train on the same rows several times in one step."""
+    for length in resolved.timeline.lengths():
+        if source.num_rows(length) < world_size():
+            return (
+                f"data.shards {resolved.config.data.shards} hold {source.num_rows(length)} rows of {length} tokens, "
+                f"fewer than the {world_size()} ranks; start fewer ranks, shorten data.seq_length, or give more text"
+            )
+    return None
 
 
 def initial_model(resolved: Resolved, fresh: bool) -> Model:
     """The model with its first weights; those of ``init_from`` where the run begins with them."""
     objective = resolved.objective
-    model = build_model(resolved.arch, {objective.name: objective.make_head(resolved.arch)}, resolved.config.seed)
+    model = build_model(resolved.arch, objective.make_heads(resolved.arch), resolved.config.seed)
     if fresh and resolved.config.init_from:
         load_initial_weights(model, resolved.arch, model_folder(resolved.config.init_from))
     return model
@@ -236,4 +257,4 @@ def resolved_tree(resolved: Resolved) -> dict[str, Any]:
     tree["data"]["manifest_digest"] = resolved.manifest.digest
     tree["data"]["tokenizer_digest"] = resolved.tokenizer.digest
     tree.pop("model")  # the architecture says it
-    return {**tree, **run_record(resolved.settings, resolved.shape)}
+    return {**tree, **run_record(resolved.settings)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +18,17 @@ from engine.checkpoint.state import model_shapes, refuse_other_model, restore
 from engine.config.arch import ArchConfig
 from engine.config.cli import collect
 from engine.config.deepspeed_json import DeepSpeedSettings, Device, deepspeed_problems, read_deepspeed_json
+from engine.config.stages import Stage
 from engine.config.train import BatchShape, TrainConfig
 from engine.data.source import BatchSource
 from engine.models.model import Model
 from engine.objectives.base import Objective
 from engine.optim.adamw import build_optimizer
 from engine.train.distributed import barrier, describe_device, from_rank_zero, global_rank, raise_together, world_size
+from engine.train.evaluate import Runner
 from engine.train.metrics import say
-from engine.train.trainer import Trainer, TrainerState
+from engine.train.timeline import StepSettings, Timeline
+from engine.train.trainer import Trainer, TrainerParts, TrainerState
 from engine.train.zero import ZeroEngine
 
 
@@ -35,8 +38,8 @@ class RunParts:
 
     Attributes:
         train: settings of the loop.
+        timeline: what each step computes with.
         settings: checked DeepSpeed configuration.
-        shape: the batch of a step.
         arch: the architecture.
         seed: seed of dropout.
         resolved: all settings as a JSON tree, compared with those of an earlier start.
@@ -44,13 +47,14 @@ class RunParts:
         source: training samples.
         build: makes the model with its first weights; called where the run begins and where it goes on.
         export: writes weights as a model folder.
-        evaluator: makes the function that computes an evaluation line from a model; None without held-out data.
-        conclude: called by all ranks with the model of the last step, before the run counts as finished.
+        num_samples: training samples of an epoch, at the first step.
+        evaluator: figures of an evaluation line after a step; None without held-out data.
+        conclude: called by all ranks after the last step, before the run counts as finished.
     """
 
     train: TrainConfig
+    timeline: Timeline
     settings: DeepSpeedSettings
-    shape: BatchShape
     arch: ArchConfig
     seed: int
     resolved: dict[str, Any]
@@ -58,8 +62,9 @@ class RunParts:
     source: BatchSource
     build: Callable[[bool], Model]
     export: ModelExporter
-    evaluator: Callable[[Model], dict[str, float]] | None = None
-    conclude: Callable[[Model], None] | None = None
+    num_samples: int
+    evaluator: Callable[[Runner, StepSettings], dict[str, float]] | None = None
+    conclude: Callable[[Runner], None] | None = None
 
 
 def run_training(parts: RunParts) -> RunFolder:
@@ -89,14 +94,14 @@ def run_training(parts: RunParts) -> RunFolder:
     engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
     restore(engine.deepspeed, model, folder, manifest)
     if resuming:
-        say(f"going on from step {manifest.step} of {parts.train.steps} ({folder})")
+        say(f"going on from step {manifest.step} of {parts.timeline.steps} ({folder})")
     _trainer(parts, engine, writer, TrainerState.from_manifest(manifest)).train()
     if parts.conclude is not None:
-        parts.conclude(engine.model)
+        parts.conclude(engine)
     barrier()
     if global_rank() == 0:
         run.finish()
-    say(f"finished: {run.model} is the model of step {parts.train.steps}")
+    say(f"finished: {run.model} is the model of step {parts.timeline.steps}")
     return run
 
 
@@ -109,23 +114,25 @@ def _find_checkpoint(run: RunFolder, model: Model) -> tuple[Path, CheckpointMani
 
 def _announce(run: RunFolder, parts: RunParts, resuming: bool) -> bool:
     """Write the settings of this start and say what matters of them; True where there is nothing left to do."""
-    if resuming and run.steps()[-1] >= parts.train.steps:
+    steps = parts.timeline.steps
+    if resuming and run.steps()[-1] >= steps:
         newest = run.steps()[-1]
-        if newest > parts.train.steps:
-            raise ValueError(f"{run.path} is at step {newest} already, beyond train.steps ({parts.train.steps})")
+        if newest > steps:
+            raise ValueError(f"{run.path} is at step {newest} already, beyond train.steps ({steps})")
         if run.is_finished():
             say(f"{run.path} is finished at step {newest}; a larger --train.steps goes on from there")
             return True
-    shape = parts.shape
     run.claim()
     run.write_config(parts.resolved)
     run.reopen()
     for note in parts.settings.notes:
         say(f"note: {note}")
+    first, *others = parts.timeline.shapes(world_size())
+    more = "".join(f", then {shape.batch_size} in micro-batches of {shape.micro_batch_size}" for shape in others)
     say(
-        f"{parts.settings.precision}, ZeRO stage {parts.settings.stage}; a step is {shape.batch_size} rows = "
-        f"{shape.world_size} rank(s) x {shape.accumulation} micro-batch(es) x {shape.micro_batch_size} rows; "
-        f"{parts.source.num_samples:,} rows in an epoch; run folder {run.path}"
+        f"{parts.settings.precision}, ZeRO stage {parts.settings.stage}; a step is {first.batch_size} rows = "
+        f"{first.world_size} rank(s) x {first.accumulation} micro-batch(es) x {first.micro_batch_size} rows{more}; "
+        f"{parts.num_samples:,} rows in an epoch; run folder {run.path}"
     )
     return False
 
@@ -133,40 +140,44 @@ def _announce(run: RunFolder, parts: RunParts, resuming: bool) -> bool:
 def _trainer(parts: RunParts, engine: ZeroEngine, writer: CheckpointWriter, state: TrainerState) -> Trainer:
     evaluator = parts.evaluator
     return Trainer(
-        config=parts.train,
-        shape=parts.shape,
-        arch=parts.arch,
-        engine=engine,
-        source=parts.source,
-        writer=writer,
-        state=state,
-        seed=parts.seed,
-        evaluate=None if evaluator is None else lambda: evaluator(engine.model),
+        TrainerParts(
+            config=parts.train,
+            timeline=parts.timeline,
+            arch=parts.arch,
+            engine=engine,
+            source=parts.source,
+            writer=writer,
+            seed=parts.seed,
+            evaluate=None if evaluator is None else lambda step: evaluator(engine, step),
+        ),
+        state,
     )
 
 
 def check_settings(
-    ds_config: str, train: TrainConfig, problems: list[str]
+    ds_config: str, stages: Sequence[Stage], problems: list[str]
 ) -> tuple[dict[str, Any] | None, BatchShape, Device]:
-    """Read the DeepSpeed file and check it against the batch and this machine; what is wrong goes to ``problems``.
+    """Read the DeepSpeed file and check it against the batches and this machine; what is wrong goes to ``problems``.
 
     Returns:
-        The file's content where it could be read, the batch of a step, and what this process computes on.
+        The file's content where it could be read, the batch of the last step, and what this process computes on.
     """
-    shape, device = BatchShape(train.batch_size, train.micro_batch_size, world_size()), describe_device()
-    problems += shape.problems()
+    device, last = describe_device(), stages[-1]
+    shape = BatchShape(last.batch_size, last.micro_batch_size, world_size())
+    if not any(stage.problems() for stage in stages):
+        problems += [text for shape in Timeline(stages).shapes(world_size()) for text in shape.problems()]
     tree: dict[str, Any] | None = collect(problems, lambda: read_deepspeed_json(ds_config))
     if tree is not None:
         problems += deepspeed_problems(tree, ds_config, shape, device)
     return tree, shape, device
 
 
-def run_record(settings: DeepSpeedSettings, shape: BatchShape) -> dict[str, Any]:
+def run_record(settings: DeepSpeedSettings) -> dict[str, Any]:
     """What is recorded of every run beside its own settings: how it is computed, and by what."""
     return {
         "precision": settings.precision,
         "gradient_clipping": settings.config.get("gradient_clipping", 0.0),
-        "world_size": shape.world_size,
+        "world_size": world_size(),
         "deepspeed": settings.config,
         "versions": versions(),
         "torch_threads": torch.get_num_threads(),

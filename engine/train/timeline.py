@@ -112,6 +112,16 @@ class Timeline:
         sizes = [(phase.batch_size, self._stages[phase.stage].micro_batch_size) for phase in self._phases]
         return [BatchShape(batch, micro, world_size) for batch, micro in dict.fromkeys(sizes)]
 
+    def varying(self, step: StepSettings) -> dict[str, float | int | None]:
+        """Of a step's settings those that are not the same at all steps, for its log line."""
+        figures: dict[str, float | int | None] = {}
+        for name in ("stage", "seq_length", "batch_size"):
+            if len({getattr(phase, name) for phase in self._phases}) > 1:
+                figures[name] = getattr(step, name)
+        if self._masking_rate is not None and self._masking_rate(0.0) != self._masking_rate(1.0):
+            figures["masking_rate"] = step.masking_rate
+        return figures
+
     def __iter__(self) -> Iterator[StepSettings]:
         return (self.at(step) for step in range(self.steps))
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.checkpoint.files import CheckpointManifest
 from engine.checkpoint.save import CheckpointWriter
 from engine.config.arch import ArchConfig
-from engine.config.train import BatchShape, TrainConfig
+from engine.config.cli import SharedError
+from engine.config.train import TrainConfig
 from engine.data.draws import Draw, stable_seed
-from engine.data.source import BatchSource, Prefetcher, StepBatches
-from engine.optim.schedule import rate_factor
-from engine.train.distributed import all_reduce_sum, gather_objects, global_rank
+from engine.data.source import BatchSource, Prefetcher, StepBatches, positions_of
+from engine.train.distributed import all_reduce_sum, gather_objects, global_rank, raise_together, world_size
 from engine.train.flops import batch_flops, peak_flops
-from engine.train.metrics import MetricsLog, Window, memory_bytes
+from engine.train.metrics import MetricsLog, StepRecord, Window, memory_bytes
+from engine.train.timeline import StepSettings, Timeline
 from engine.train.zero import ZeroEngine
 
 
@@ -40,127 +43,218 @@ class TrainerState:
         return cls(**manifest.trainer)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainerParts:
+    """What a trainer works with.
+
+    Attributes:
+        config: the loop's settings.
+        timeline: what each step computes with.
+        arch: for counting operations.
+        engine: the DeepSpeed engine with weights in place.
+        source: training samples.
+        writer: saves checkpoints.
+        seed: of dropout.
+        evaluate: figures for an evaluation line after a step, called by all ranks; None without held-out data.
+        stop: whether a signal asked the run to stop.
+        watchdog: told of every step.
+    """
+
+    config: TrainConfig
+    timeline: Timeline
+    arch: ArchConfig
+    engine: ZeroEngine
+    source: BatchSource
+    writer: CheckpointWriter
+    seed: int
+    evaluate: Callable[[StepSettings], dict[str, float]] | None = None
+    stop: Any = None
+    watchdog: Any = None
+
+
 class Trainer:
     """Takes optimizer steps, logs, evaluates and saves."""
 
-    def __init__(
-        self,
-        *,
-        config: TrainConfig,
-        shape: BatchShape,
-        arch: ArchConfig,
-        engine: ZeroEngine,
-        source: BatchSource,
-        writer: CheckpointWriter,
-        state: TrainerState,
-        seed: int,
-        evaluate: Callable[[], dict[str, float]] | None = None,
-    ) -> None:
-        """Put the parts together.
-
-        Args:
-            config: the loop's settings.
-            shape: the batch of a step.
-            arch: for counting operations.
-            engine: the DeepSpeed engine with weights in place.
-            source: training samples.
-            writer: saves checkpoints.
-            state: where the run is.
-            seed: of dropout.
-            evaluate: figures for an evaluation line, called by all ranks; None where there is no held-out data.
-        """
-        self.config, self.shape, self.arch, self.seed = config, shape, arch, seed
-        self.engine, self.source, self.writer, self.state = engine, source, writer, state
-        self.evaluate = evaluate
-        self._peak = peak_flops(config.peak_tflops)
+    def __init__(self, parts: TrainerParts, state: TrainerState) -> None:
+        self.parts, self.state = parts, state
+        self._device = parts.engine.device
+        self._peak = peak_flops(parts.config.peak_tflops)
         self._window = Window()
+        self._stop = LaggingFlag(self._device)
         self._log: MetricsLog | None = None
 
     def train(self) -> None:
-        """Train to ``config.steps``; returns when the last checkpoint is saved."""
-        config, state = self.config, self.state
-        self._log = MetricsLog(self.writer.run.metrics, config, state.step)
-        steps = config.steps - state.step
-        batches = Prefetcher(self.source, state.rows_consumed, steps, self.shape, global_rank())
+        """Train to the timeline's end; returns when the last checkpoint is on disk.
+
+        Raises:
+            RunStopped: after saving, if a signal asked for it.
+            ValueError: if the loss is not finite, too many steps were skipped, or a checkpoint could not be written.
+        """
+        parts, state = self.parts, self.state
+        self._log = MetricsLog(parts.writer.run.metrics, parts.config, parts.timeline.steps, state.step)
+        batches = Prefetcher(parts.source, parts.timeline, state.step, global_rank(), world_size())
         try:
             self._window = Window()
-            for _ in range(steps):
+            while state.step < parts.timeline.steps:
                 self._take_step(next(batches))
                 self._log.advance()
-                last = state.step == config.steps
-                if last or state.step % config.log_every == 0:
-                    self._log_step()
-                if self.evaluate and (last or (config.eval_every and state.step % config.eval_every == 0)):
-                    self._log_evaluation(self.evaluate)
-                if last or (config.save_every and state.step % config.save_every == 0):
-                    self._save()
+                self._after_step()
+            parts.writer.wait()
         finally:
             batches.close()
             self._log.close()
 
+    def _after_step(self) -> None:
+        """Log, evaluate, save and stop as the settings and signals ask for after a step."""
+        config, step = self.parts.config, self.state.step
+        last = step == self.parts.timeline.steps
+        stopping = self._stop.is_set() and not last
+        if last or stopping or step % config.log_every == 0:
+            self._log_window()
+        if self.parts.evaluate and (last or (config.eval_every and step % config.eval_every == 0)):
+            self._log_evaluation(self.parts.evaluate)
+        if last or stopping or (config.save_every and step % config.save_every == 0):
+            self._save()
+        if stopping:
+            self.parts.writer.wait()
+            raise RuntimeError
+
     def _take_step(self, work: StepBatches) -> None:
         """One optimizer step over the micro-batches of this rank."""
-        state, window = self.state, self._window
+        parts, window, step = self.parts, self._window, work.step
+        if parts.watchdog is not None:
+            parts.watchdog.progress(step.step)
         counts = self._count_targets(work)
-        self.engine.set_learning_rate(
-            self.config.optimizer.lr * rate_factor(self.config.schedule, state.step, self.config.steps)
-        )
+        parts.engine.apply(step.optimizer, step.lr)
+        losses = []
         for number, batch in zip(work.numbers, work.batches, strict=True):
-            torch.manual_seed(stable_seed(Draw.DROPOUT, self.seed, state.step, number))
-            terms = self.engine.micro_step(batch.to(self.engine.device), counts)
+            torch.manual_seed(stable_seed(Draw.DROPOUT, parts.seed, step.step, number))
+            terms = parts.engine.micro_step(batch.to(self._device), counts, last=number == work.numbers[-1])
             for name, term in terms.items():
-                loss = term.loss_sum.detach().double()
-                window.loss_sums[name] = window.loss_sums[name] + loss if name in window.loss_sums else loss
-                window.weights[name] = term.weight
+                window.add(name, term)
+            losses.append(torch.stack([term.loss_sum.detach() for term in terms.values()]).sum())
             window.tokens += batch.num_tokens
-            window.flops += batch_flops(self.arch, batch)
+            window.flops += batch_flops(parts.arch, batch)
+        window.steps.append(StepRecord(step, work.numbers, losses, parts.engine.norm))
         window.waited += work.waited
-        window.steps += 1
-        state.step += 1
-        state.rows_consumed += self.shape.batch_size
+        self._refuse_endless_skips()
+        self.state.step += 1
+        self.state.rows_consumed += step.batch_size
 
-    def _count_targets(self, work: StepBatches) -> dict[str, torch.Tensor]:
-        """Targets of each term in the whole step, over all ranks, as tensors on the device."""
+    def _count_targets(self, work: StepBatches) -> dict[str, Tensor]:
+        """Targets of each term in the whole step, over all ranks, as tensors on the device; whether to stop as well."""
         names = sorted(work.batches[0].counts)
         local = [sum(batch.counts[name] for batch in work.batches) for name in names]
-        total = all_reduce_sum(local, self.engine.device)
-        for name, count in zip(names, total, strict=True):
-            window = self._window.counts
-            window[name] = window[name] + count if name in window else count
+        *total, stop = all_reduce_sum([*local, self.parts.stop is not None], self._device)
+        self._stop.update(stop)
+        self._window.count(dict(zip(names, total, strict=True)))
         return {name: count.clamp(min=1.0).float() for name, count in zip(names, total, strict=True)}
 
-    def _log_step(self) -> None:
+    def _refuse_endless_skips(self) -> None:
+        skipped, limit = self.parts.engine.consecutive_skips, self.parts.config.max_skipped_steps
+        if skipped >= limit:
+            why = "overflowed in fp16" if self.parts.engine.loss_scale is not None else "had no finite gradient"
+            raise SharedError(
+                f"step {self.state.step + 1}: the last {skipped} steps {why} and were skipped (train.max_skipped_steps "
+                f"is {limit}). Lower --train.optimizer.lr, take a bf16 file of ds_configs, or begin from an earlier "
+                f"checkpoint; the checkpoints in {self.parts.writer.run.checkpoints} are whole"
+            )
+
+    def _log_window(self) -> None:
         """Write the line of the window that ends here and begin the next."""
-        window, state = self._window, self.state
-        names = sorted(window.loss_sums)
-        local = [float(window.loss_sums[name]) for name in names]
-        summed = all_reduce_sum([*local, window.tokens, window.flops], self.engine.device).tolist()
+        window, state, engine = self._window, self.state, self.parts.engine
+        sums = window.sums()
+        names = sorted(sums)
+        local = [float(sums[name]) for name in names]
+        summed = all_reduce_sum([*local, window.tokens, window.flops], self._device).tolist()
+        self._check_health()
         seconds = time.perf_counter() - window.begun
         state.tokens += int(summed[-2])
         figures: dict[str, float | int | None] = {
-            **window.mean_losses(dict(zip(names, summed, strict=False))),
-            "lr": self.engine.optimizer.param_groups[0]["lr"],
-            "grad_norm": self.engine.gradient_norm(),
+            **window.means(dict(zip(names, summed, strict=False))),
+            "lr": window.steps[-1].settings.lr,
+            "grad_norm": engine.gradient_norm(),
             "tokens": state.tokens,
             "tokens_per_second": summed[-2] / seconds,
-            "mfu": summed[-1] / seconds / (self._peak * self.shape.world_size) if self._peak else None,
-            "memory_bytes": max(gather_objects(memory_bytes(self.engine.device))),
+            "mfu": summed[-1] / seconds / (self._peak * world_size()) if self._peak else None,
+            "memory_bytes": max(gather_objects(memory_bytes(self._device))),
             "data_wait": window.waited / seconds,
-            "eta": seconds / window.steps * (self.config.steps - state.step),
+            "eta": seconds / len(window.steps) * (self.parts.timeline.steps - state.step),
+            **self.parts.timeline.varying(window.steps[-1].settings),
         }
+        if engine.loss_scale is not None or engine.skipped_steps:
+            figures |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
         assert self._log is not None
         self._log.write(state.step, figures)
         self._window = Window()
 
-    def _log_evaluation(self, evaluate: Callable[[], dict[str, float]]) -> None:
+    def _check_health(self) -> None:
+        """Stop all ranks if a checkpoint failed on one, or if the loss or the gradient was not finite."""
+        problems = [self.parts.writer.problem()]
+        if self.parts.config.nonfinite == "stop" and self.parts.engine.loss_scale is None:
+            problems.append(self._nonfinite())
+        raise_together("\n".join(problem for problem in problems if problem) or None)
+
+    def _nonfinite(self) -> str | None:
+        """What was not finite first on this rank since the last line, and the rows it came from."""
+        for record in self._window.steps:
+            finite = torch.stack(record.losses).isfinite().tolist()
+            if not all(finite):
+                number = record.numbers[finite.index(False)]
+                where = self.parts.source.describe(positions_of(record.settings, number), record.settings)
+                return self._explain(record, f"the loss of micro-batch {number} is not finite ({where})")
+            if record.norm is not None and not math.isfinite(record.norm):
+                first = record.settings.first_row
+                rows = f"positions {first} to {first + record.settings.batch_size - 1} in the order of rows"
+                return self._explain(record, f"the gradient is not finite, though the losses are ({rows})")
+        return None
+
+    def _explain(self, record: StepRecord, what: str) -> str:
+        run = self.parts.writer.run
+        return (
+            f"step {record.settings.step + 1}: {what}. The newest checkpoint in {run.checkpoints} is from before. "
+            "Lower --train.optimizer.lr, lengthen the warmup, set gradient_clipping in ds_config, or pass over such "
+            "steps with --train.nonfinite skip"
+        )
+
+    def _log_evaluation(self, evaluate: Callable[[StepSettings], dict[str, float]]) -> None:
         assert self._log is not None
         begun = time.perf_counter()
-        self._log.write(self.state.step, dict(evaluate()))
+        self._log.write(self.state.step, dict(evaluate(self.parts.timeline.at(self.state.step - 1))))
         self._window.begun += time.perf_counter() - begun  # the speed of training does not count evaluations
 
     def _save(self) -> None:
         begun = time.perf_counter()
         if self._window.steps:  # the window so far would be lost with a resume
-            self._log_step()
-        self.writer.save(self.engine.deepspeed, self.engine.model, self.state.step, self.state.state_dict())
+            self._log_window()
+        engine = self.parts.engine
+        self.parts.writer.save(engine.deepspeed, engine.model, self.state.step, self.state.state_dict())
         self._window.begun += time.perf_counter() - begun
+
+
+class LaggingFlag:
+    """A flag agreed on by all ranks, read without waiting for a GPU: there it tells what held one update before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._set = False
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def update(self, total: Tensor) -> None:
+        """Take a new value: scalar on the device, above 0 where any rank has the flag."""
+        if self._device.type == "cpu":
+            self._set = self._set or bool(total > 0)
+            return
+        if self._pending is not None:
+            host, copied = self._pending
+            copied.synchronize()  # of a copy that a whole step has passed since
+            self._set = self._set or bool(host > 0)
+        host = torch.empty((), dtype=total.dtype, pin_memory=True)
+        host.copy_(total, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._pending = host, copied
+
+    def is_set(self) -> bool:
+        """Whether the flag was set on any rank; the same on all ranks."""
+        return self._set

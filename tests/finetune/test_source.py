@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from engine.config.arch import ArchConfig
+from engine.config.train import TrainConfig
+from engine.train.timeline import Timeline
 from finetune.labelled import LabelledFile
 from finetune.sequences import SequenceBuilder
 from finetune.source import Examples, ExampleSource
@@ -13,6 +15,8 @@ from finetune.tables import Row, Table
 from finetune.tasks.classification import Classification
 from preprocess.tokenizer import train_wordpiece
 from tests.finetune import tiny
+
+STEP = Timeline([TrainConfig().stage(seq_length=0, length_ramp={})]).at(0)
 
 
 @pytest.fixture
@@ -34,16 +38,19 @@ def test_epochs_are_permutations_and_batches_depend_on_positions_alone(file):
     task, builder, examples = parts(file)
     source = ExampleSource(task, builder, examples, seed=3)
     lengths = [len(sequence.tokens) for sequence in examples.sequences]
-    epochs = [source.batch(range(11 * epoch, 11 * epoch + 11)) for epoch in range(3)]
+    epochs = [source.batch(range(11 * epoch, 11 * epoch + 11), STEP) for epoch in range(3)]
     for epoch in epochs:
         assert sorted(epoch.layout.lengths) == sorted(lengths)
         assert sorted(epoch.targets[task.name].labels.tolist()) == sorted(examples.targets.tolist())
     assert epochs[0].tokens.tolist() != epochs[1].tokens.tolist() != epochs[2].tokens.tolist()
     fresh = ExampleSource(task, builder, examples, seed=3)
-    across = fresh.batch(range(9, 14))  # across two epochs, on a source that has read nothing before
+    across = fresh.batch(range(9, 14), STEP)  # across two epochs, on a source that has read nothing before
     assert across.layout.lengths == epochs[0].layout.lengths[9:] + epochs[1].layout.lengths[:3]
+    assert fresh.describe(range(9, 14), STEP).startswith("examples ")
+    told = [int(number) for number in fresh.describe(range(9, 14), STEP).removeprefix("examples ").split(",")]
+    assert [lengths[number] for number in told] == list(across.layout.lengths)
     other = ExampleSource(task, builder, examples, seed=4)
-    assert other.batch(range(11)).tokens.tolist() != epochs[0].tokens.tolist()
+    assert other.batch(range(11), STEP).tokens.tolist() != epochs[0].tokens.tolist()
 
 
 def test_held_out_keeps_the_order_of_the_file(file):

@@ -10,32 +10,36 @@ import numpy as np
 import pytest
 
 from engine.config.masking import MaskingConfig
-from engine.config.train import BatchShape
+from engine.config.train import TrainConfig
 from engine.data.batch import PackedBatch, pack
 from engine.data.plan import SequenceLayout
 from engine.data.rows import RowReader
 from engine.data.source import PREFETCHED_STEPS, Prefetcher, RowSource, step_batches
 from engine.objectives.base import Vocabulary
 from engine.objectives.mlm import MaskedLM
+from engine.train.timeline import StepSettings, Timeline
 
 
 class Numbers:
     """A source whose samples are their own positions; fails at a position."""
 
-    num_samples = 1000
-
     def __init__(self, fails_at: int | None = None) -> None:
         self.fails_at = fails_at
         self.asked: list[range] = []
 
-    def batch(self, positions: range) -> PackedBatch:
+    def batch(self, positions: range, step: StepSettings) -> PackedBatch:
         if self.fails_at is not None and self.fails_at in positions:
             raise ValueError(f"sample {self.fails_at} is damaged")
         self.asked.append(positions)
         return pack([np.array([position]) for position in positions])
 
-    def held_out(self, samples: range) -> PackedBatch:
+    def describe(self, positions: range, step: StepSettings) -> str:
         raise NotImplementedError
+
+
+def timeline(batch_size: int, micro_batch_size: int, steps: int = 10_000) -> Timeline:
+    config = TrainConfig(batch_size=batch_size, micro_batch_size=micro_batch_size, steps=steps)
+    return Timeline([config.stage(seq_length=20, length_ramp={})])
 
 
 def tokens(batches: list[PackedBatch]) -> list[list[int]]:
@@ -44,26 +48,27 @@ def tokens(batches: list[PackedBatch]) -> list[list[int]]:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 6])
 def test_micro_batches_partition_the_step(ranks):
-    shape = BatchShape(24, 4, ranks)
+    step = timeline(24, 4).at(5)
     source = Numbers()
     seen: dict[int, list[int]] = {}
     for rank in range(ranks):
-        work = step_batches(source, 100, shape, rank)
-        assert len(work.numbers) == len(work.batches) == shape.accumulation
+        work = step_batches(source, step, rank, ranks)
+        assert len(work.numbers) == len(work.batches) == step.shape(ranks).accumulation
         for number, batch in zip(work.numbers, tokens(work.batches), strict=True):
             assert number % ranks == rank and number not in seen
             seen[number] = batch
-    assert seen == {g: list(range(100 + 4 * g, 100 + 4 * (g + 1))) for g in range(6)}
+    assert seen == {g: list(range(120 + 4 * g, 120 + 4 * (g + 1))) for g in range(6)}
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_prefetcher_gives_what_step_batches_gives(rank):
-    shape = BatchShape(8, 2, 2)
-    prefetcher = Prefetcher(Numbers(), 50, 5, shape, rank)
+    steps = timeline(8, 2, steps=11)
+    prefetcher = Prefetcher(Numbers(), steps, 6, rank, 2)
     try:
-        for step in range(5):
+        for step in range(6, 11):
             work = next(prefetcher)
-            expected = step_batches(Numbers(), 50 + 8 * step, shape, rank)
+            expected = step_batches(Numbers(), steps.at(step), rank, 2)
+            assert work.step.step == step and work.step.first_row == 8 * step
             assert work.numbers == expected.numbers and tokens(work.batches) == tokens(expected.batches)
             assert work.waited >= 0
     finally:
@@ -75,7 +80,7 @@ def prefetch_threads() -> list[threading.Thread]:
 
 
 def test_error_of_the_source_is_raised_where_the_batch_is_asked_for():
-    prefetcher = Prefetcher(Numbers(fails_at=21), 0, 10, BatchShape(8, 4, 1), 0)
+    prefetcher = Prefetcher(Numbers(fails_at=21), timeline(8, 4), 0, 0, 1)
     assert tokens(next(prefetcher).batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     next(prefetcher)
     with pytest.raises(ValueError, match="sample 21 is damaged") as caught:
@@ -87,7 +92,7 @@ def test_error_of_the_source_is_raised_where_the_batch_is_asked_for():
 
 def test_close_ends_the_thread_though_the_queue_is_full():
     source = Numbers()
-    prefetcher = Prefetcher(source, 0, 10_000, BatchShape(4, 4, 1), 0)
+    prefetcher = Prefetcher(source, timeline(4, 4), 0, 0, 1)
     deadline = time.monotonic() + 20
     while len(source.asked) <= PREFETCHED_STEPS and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -105,11 +110,16 @@ def test_rows_to_batches(tiny_shards):
     vocabulary = Vocabulary(2000, {"cls": 0, "sep": 1, "mask": 2}, special, np.zeros(2000, np.bool_))
     objective = MaskedLM(MaskingConfig(), vocabulary, seed=4)
     rows = RowReader(tiny_shards.manifest, 20, SequenceLayout(2, 0), 4, ())
-    source = RowSource(rows, objective)
-    assert source.num_samples == rows.num_rows
+    source, step = RowSource({20: rows}, objective), timeline(4, 2).at(0)
+    assert source.num_rows(20) == rows.num_rows
     window = range(rows.num_rows - 2, rows.num_rows + 3)
-    assert tokens([source.batch(window)]) == tokens([objective.collate(rows.in_order(window))])
-    whole = source.held_out(range(rows.num_rows))
-    parts = [source.held_out(range(index, index + 1)) for index in range(rows.num_rows)]
+    assert tokens([source.batch(window, step)]) == tokens([objective.collate(rows.in_order(window))])
+    first = rows.in_order(window)[0]
+    assert source.describe(window, step).startswith(f"rows of 20 tokens: {first.index} of epoch 0, ")
+    assert source.describe(window, step).endswith(" of epoch 1")
+    held_out = source.of_length(20)
+    assert held_out.num_samples == rows.num_rows
+    whole = held_out.held_out(range(rows.num_rows))
+    parts = [held_out.held_out(range(index, index + 1)) for index in range(rows.num_rows)]
     assert whole.tokens.tolist() == list(itertools.chain(*tokens(parts)))  # masked alike however it is cut
-    assert whole.tokens.tolist() == source.held_out(range(rows.num_rows)).tokens.tolist()
+    assert whole.tokens.tolist() == held_out.held_out(range(rows.num_rows)).tokens.tolist()

@@ -38,6 +38,60 @@ def test_no_warmup():
     assert rates(3, warmup_ratio=0.0) == pytest.approx([3 / 4, 2 / 4, 1 / 4])
 
 
+def test_polynomial():
+    # 3 steps of descent in 4 parts
+    found = rates(4, name="polynomial", warmup_steps=1, power=2.0)
+    assert found == pytest.approx([1, 0.75**2, 0.5**2, 0.25**2])
+    assert rates(9, name="polynomial", warmup_steps=2) == rates(9, warmup_steps=2)
+
+
+def test_cosine_restarts():
+    # 8 steps in 2 cycles: each begins at its peak and goes down a half cosine over 4 steps
+    found = rates(8, name="cosine_restarts", warmup_ratio=0.0, cycles=2, cycle_decay=0.5)
+    half = math.sqrt(0.5) / 2
+    cycle = [1, 0.5 + half, 0.5, 0.5 - half]
+    assert found == pytest.approx([*cycle, *[0.5 * rate for rate in cycle]])
+    assert min(rates(100, name="cosine_restarts", final_ratio=0.1, cycles=3)) >= 0.1
+
+
+def test_inverse_sqrt():
+    found = rates(16, name="inverse_sqrt", warmup_steps=4)
+    assert found[:4] == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1])
+    assert found[15] == pytest.approx(1 / 2) and found[8] == pytest.approx(2 / 3)  # sqrt(4 / 16), sqrt(4 / 9)
+    assert rates(16, name="inverse_sqrt", warmup_steps=4, final_ratio=0.6)[15] == 0.6
+
+
+def test_tri_stage():
+    # 10 steps: 2 up, 4 held, 4 of exponential decay in 5 parts to 1/32
+    found = rates(10, name="tri_stage", warmup_steps=2, hold_ratio=0.4, final_ratio=1 / 32)
+    assert found == pytest.approx([1 / 2, 1, 1, 1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
+
+
+def test_warmup_stable_decay():
+    settings = {"name": "wsd", "warmup_steps": 2, "decay_ratio": 0.3}
+    assert rates(10, **settings) == pytest.approx([1 / 2, *[1] * 6, 3 / 4, 2 / 4, 1 / 4])
+    root = [1 - math.sqrt(part) for part in (1 / 4, 2 / 4, 3 / 4)]
+    assert rates(10, **settings, decay_shape="sqrt")[7:] == pytest.approx(root)
+    assert rates(10, **settings, final_ratio=0.5)[7:] == pytest.approx([7 / 8, 6 / 8, 5 / 8])
+    assert rates(5, name="wsd", warmup_steps=4, decay_ratio=0.9)[3:] == pytest.approx([1, 1 / 2])  # what is left
+
+
+DECAYING = ["linear", "cosine", "polynomial", "cosine_restarts"]
+ALL = [*DECAYING, "constant", "inverse_sqrt", "tri_stage", "wsd"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+@pytest.mark.parametrize("warmup", [0, 1, 5, 99])
+def test_every_step_of_every_schedule_has_a_rate(name, steps, warmup):
+    config = ScheduleConfig(name=name, warmup_steps=warmup, warmup_ratio=0.0, final_ratio=0.01)
+    found = [rate_factor(config, step, steps) for step in range(steps)]
+    assert min(found) > 0 and max(found) <= 1 + 1e-12
+    if 0 < warmup <= steps:
+        assert found[warmup - 1] == 1.0
+    assert 0 < rate_factor(config, steps + 5, steps) <= 1 + 1e-12  # a step beyond the end still has one
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 @pytest.mark.parametrize("warmup", [0, 1, 5])
@@ -52,7 +106,7 @@ def test_every_step_has_a_rate_and_the_peak_ends_the_warmup(name, steps, warmup)
 
 
 def test_final_ratio_is_reached_just_after_the_last_step():
-    for name in ("linear", "cosine"):
+    for name in ("linear", "cosine", "polynomial", "cosine_restarts", "tri_stage", "wsd"):
         config = ScheduleConfig(name=name, warmup_steps=2, final_ratio=0.25)
         assert rate_factor(config, 10, 10) == pytest.approx(0.25)
         assert rate_factor(config, 9, 10) > 0.25

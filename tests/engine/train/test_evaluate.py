@@ -16,7 +16,7 @@ from engine.data.rows import Piece, Row
 from engine.models.model import Model, build_model
 from engine.objectives.base import LossTerm, Vocabulary
 from engine.objectives.mlm import MaskedLM
-from engine.train.evaluate import evaluate, held_out_turns
+from engine.train.evaluate import ModelRunner, evaluate, held_out_turns
 from tests.engine.ranks import run_ranks
 
 SIZE = 50
@@ -42,9 +42,6 @@ class HeldOut:
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
 
-    def batch(self, positions: range) -> PackedBatch:
-        raise NotImplementedError
-
     def held_out(self, samples: range) -> PackedBatch:
         assert 0 <= samples.start < samples.stop <= self.num_samples
         generator = np.random.default_rng(0)
@@ -53,13 +50,15 @@ class HeldOut:
 
 
 def model() -> Model:
-    return build_model(ARCH, {"mlm": OBJECTIVE.make_head(ARCH)}, seed=1)
+    return build_model(ARCH, OBJECTIVE.make_heads(ARCH), seed=1)
 
 
 def evaluate_cases(folder: Path) -> list[dict[str, float]]:
     """Figures of every case on this rank."""
     made = model()
-    return [evaluate(made, OBJECTIVE, HeldOut(n), asked, size, torch.device("cpu")) for n, asked, size in CASES]
+    return [
+        evaluate(ModelRunner(made), OBJECTIVE, HeldOut(n), asked, size, torch.device("cpu")) for n, asked, size in CASES
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,7 +133,7 @@ class TwoTerms:
 
 
 def test_two_terms():
-    figures = evaluate(model(), TwoTerms(), HeldOut(7), 0, 7, torch.device("cpu"))
+    figures = evaluate(ModelRunner(model()), TwoTerms(), HeldOut(7), 0, 7, torch.device("cpu"))
     assert figures["loss"] == pytest.approx(3.0 + 0.5 * 5.0)
     assert figures["accuracy_a"] == pytest.approx(0.5, abs=0.01) and "accuracy" not in figures
 
@@ -145,6 +144,6 @@ def test_model_is_evaluated_without_dropout_and_left_as_it_was():
     made.encoder.register_forward_hook(lambda module, given, result: seen.append(module.training))
     for training in (True, False):
         made.train(training)
-        evaluate(made, OBJECTIVE, HeldOut(7), 0, 2, torch.device("cpu"))
+        evaluate(ModelRunner(made), OBJECTIVE, HeldOut(7), 0, 2, torch.device("cpu"))
         assert made.training == made.encoder.training == training
     assert not any(seen)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.config.train import TrainConfig
+from engine.objectives.base import LossTerm
 from engine.train.metrics import MetricsLog, Window, say
 
 QUIET = TrainConfig(steps=10, tensorboard=False)
@@ -21,7 +22,7 @@ def rank_zero(monkeypatch):
 
 def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    log = MetricsLog(file, QUIET, 0)
+    log = MetricsLog(file, QUIET, 10, 0)
     log.write(3, {"loss": 2.5, "grad_norm": math.nan, "eta": math.inf, "mfu": None, "tokens": 12_345_678_901})
     log.advance()
     log.write(4, {"heldout_loss": -math.inf})
@@ -31,14 +32,14 @@ def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
         {"step": 3, "loss": 2.5, "grad_norm": None, "eta": None, "mfu": None, "tokens": 12_345_678_901},
         {"step": 4, "heldout_loss": None},
     ]
-    again = MetricsLog(file, QUIET, 4)  # a resumed run adds to the file
+    again = MetricsLog(file, QUIET, 10, 4)  # a resumed run adds to the file
     again.write(5, {"loss": 2.0})
     again.close()
     assert len(file.read_text().splitlines()) == 3
 
 
 def test_log_line(tmp_path, capsys):
-    log = MetricsLog(tmp_path / "metrics.jsonl", QUIET, 0)
+    log = MetricsLog(tmp_path / "metrics.jsonl", QUIET, 10, 0)
     figures = {
         "loss": 2.34567, "lr": 1.25e-5, "tokens": 1234, "memory_bytes": 3 * 2**29, "mfu": 0.4321, "eta": 3723.9,
         "heldout_accuracy": 0.5, "grad_norm": math.nan,
@@ -54,7 +55,7 @@ def test_log_line(tmp_path, capsys):
 
 def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    log = MetricsLog(tmp_path / "metrics.jsonl", TrainConfig(), 0)
+    log = MetricsLog(tmp_path / "metrics.jsonl", TrainConfig(), 10, 0)
     log.write(1, {"loss": 1.0})
     log.advance()
     log.close()
@@ -66,7 +67,7 @@ def test_tensorboard_events(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for first, steps in ((0, (1, 2, 3)), (2, (3,))):  # the second start goes on from step 2
-        log = MetricsLog(tmp_path / "metrics.jsonl", TrainConfig(steps=3), first)
+        log = MetricsLog(tmp_path / "metrics.jsonl", TrainConfig(), 3, first)
         for step in steps:
             log.write(step, {"loss": float(step + first), "mfu": None})
         log.close()
@@ -75,12 +76,25 @@ def test_tensorboard_events(tmp_path):
     assert events.Tags()["scalars"] == ["loss"]
 
 
-def test_mean_of_a_window():
-    window = Window(counts={"mlm": torch.tensor(8.0)}, weights={"mlm": 1.0})
-    assert window.mean_losses({"mlm": 20.0}) == {"loss": 2.5}
-    window = Window(counts={"mlm": torch.tensor(8.0), "nsp": torch.tensor(4.0)}, weights={"mlm": 1.0, "nsp": 0.5})
-    assert window.mean_losses({"mlm": 20.0, "nsp": 2.0}) == {"loss": 2.75, "loss_mlm": 2.5, "loss_nsp": 0.5}
-    assert Window(counts={"mlm": torch.tensor(0.0)}, weights={"mlm": 1.0}).mean_losses({"mlm": 0.0}) == {"loss": 0.0}
+def term(loss: float, correct: int | None = None, weight: float = 1.0) -> LossTerm:
+    return LossTerm(torch.tensor(loss), 0, weight, None if correct is None else torch.tensor(correct))
+
+
+def test_means_of_a_window():
+    window = Window()
+    window.add("mlm", term(12.0))
+    window.add("mlm", term(8.0))
+    window.count({"mlm": torch.tensor(5.0)})
+    window.count({"mlm": torch.tensor(3.0)})
+    assert {key: float(value) for key, value in window.sums().items()} == {("loss", "mlm"): 20.0}
+    assert window.means({("loss", "mlm"): 20.0}) == {"loss": 2.5}
+    window.add("nsp", term(2.0, correct=3, weight=0.5))
+    window.count({"nsp": torch.tensor(4.0)})
+    sums = {key: float(value) for key, value in window.sums().items()}
+    assert window.means(sums) == {"loss": 2.75, "loss_mlm": 2.5, "loss_nsp": 0.5, "accuracy_nsp": 0.75}
+    empty = Window(counts={"mlm": torch.tensor(0.0)})
+    empty.add("mlm", term(0.0))
+    assert empty.means({("loss", "mlm"): 0.0}) == {"loss": 0.0}
 
 
 def test_windows_share_nothing():
