@@ -101,7 +101,7 @@ Step = Callable[[Sequence[Row]], None]
 def our_step(case: Case, precision: str, device: torch.device) -> Step:
     """A step of the engine at the precision's DeepSpeed file, on one rank."""
     objective, arch = make_objective(case)
-    model = build_model(arch, {objective.name: objective.make_head(arch)}, SEED)
+    model = build_model(arch, objective.make_heads(arch), SEED)
     tree = read_deepspeed_json(str(ROOT / "ds_configs" / f"{precision}.json"))
     shape = BatchShape(case.batch_size, case.batch_size, 1)
     settings = complete_deepspeed_config(tree, shape, describe_device())

@@ -81,11 +81,23 @@ def pack(
         segments: the segment of each token, or None for segment 0 everywhere.
     """
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    flat = None if segments is None else np.concatenate(segments)
+    return pack_flat(np.concatenate(sequences), lengths, flat)
+
+
+def pack_flat(tokens: NDArray[np.integer], lengths: Int64, segments: NDArray[np.integer] | None = None) -> PackedBatch:
+    """Sequences that lie back to back already, without targets.
+
+    Args:
+        tokens: [N] token ids.
+        lengths: [S] tokens of each sequence, each at least 1.
+        segments: [N] the segment of each token, or None for segment 0 everywhere.
+    """
     ends = np.cumsum(lengths)
-    positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    positions = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths)
     return PackedBatch(
-        tokens=torch.from_numpy(np.concatenate(sequences).astype(np.int64)),
+        tokens=torch.from_numpy(tokens.astype(np.int64)),
         positions=torch.from_numpy(positions),
-        segments=None if segments is None else torch.from_numpy(np.concatenate(segments).astype(np.int64)),
+        segments=None if segments is None else torch.from_numpy(segments.astype(np.int64)),
         layout=PackedLayout.from_lengths(lengths.tolist()),
     )

@@ -69,12 +69,17 @@ class PretrainingObjective(Objective, Protocol):
 
     sequence_layout: SequenceLayout
 
-    def make_head(self, arch: ArchConfig) -> nn.Module:
-        """The head that the objective trains."""
+    def make_heads(self, arch: ArchConfig) -> dict[str, nn.Module]:
+        """The heads that the objective trains, by the names of their losses."""
         ...
 
-    def collate(self, rows: Sequence[Row]) -> PackedBatch:
-        """Rows of text to a packed batch with targets; a pure function of the rows."""
+    def collate(self, rows: Sequence[Row], masking_rate: float | None = None) -> PackedBatch:
+        """Rows of text to a packed batch with targets; a pure function of the rows and the rate.
+
+        Args:
+            rows: of text.
+            masking_rate: share of tokens that become targets; None: the configured one.
+        """
         ...
 
 

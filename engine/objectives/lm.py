@@ -33,11 +33,11 @@ class CausalLM:
         require_tokens(self.name, vocabulary, ("bos", "eos"))
         self.bos, self.eos = vocabulary.special_ids["bos"], vocabulary.special_ids["eos"]
 
-    def make_head(self, arch: ArchConfig) -> nn.Module:
+    def make_heads(self, arch: ArchConfig) -> dict[str, nn.Module]:
         """A decoder tied to the word embedding."""
-        return CausalLMHead(arch)
+        return {self.name: CausalLMHead(arch)}
 
-    def collate(self, rows: Sequence[Row]) -> PackedBatch:
+    def collate(self, rows: Sequence[Row], masking_rate: float | None = None) -> PackedBatch:
         """Begin every piece with <bos>; every position but a sequence's last predicts the next token."""
         sequences = [
             np.concatenate([[self.bos], piece.tokens, [self.eos] if piece.final else []]).astype(np.int64)

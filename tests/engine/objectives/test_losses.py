@@ -41,7 +41,7 @@ def objective_of(name: str) -> PretrainingObjective:
 def parts(name: str, std: float = 0.02) -> tuple[PretrainingObjective, Model]:
     arch = replace(BERT if name == "mlm" else GPT2, init_std=std)
     objective = objective_of(name)
-    return objective, build_model(arch, {name: objective.make_head(arch)}, seed=1)
+    return objective, build_model(arch, objective.make_heads(arch), seed=1)
 
 
 def rows(lengths: tuple[tuple[int, ...], ...]) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from engine.config.masking import MaskingConfig
 from engine.data.batch import PackedBatch
 from engine.data.rows import Piece, Row
 from engine.objectives.base import Vocabulary
-from engine.objectives.mlm import MaskedLM, draw_units
+from engine.objectives.masking import draw_units
+from engine.objectives.mlm import MaskedLM
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SIZE, FIRST_CONTINUATION = 60, 40
@@ -29,7 +31,7 @@ def make_row(index: int, lengths: tuple[int, ...] = LENGTHS, epoch: int = 0, low
     return Row(tuple(pieces), epoch, index)
 
 
-def mlm(seed: int = 3, **masking: float | bool) -> MaskedLM:
+def mlm(seed: int = 3, **masking: Any) -> MaskedLM:
     return MaskedLM(MaskingConfig(**masking), VOCABULARY, seed)
 
 
@@ -81,6 +83,8 @@ def test_budget():
         assert np.mean(counts) == pytest.approx(max(1, 0.15 * num_text), abs=0.12)
     rows = [make_row(index, (100,)) for index in range(40)]
     assert all(len(index) == 40 for index, _, _ in masks(mlm(rate=0.4), *rows))
+    batch = mlm(rate=0.1).collate(rows, 0.4)  # the rate of a step goes before the configured one
+    assert batch.counts == {"mlm": 40 * 40}
     whole = [len(index) for index, _, _ in masks(mlm(whole_word=True), *rows)]
     assert max(whole) < 15 + 25 and 13.5 < np.mean(whole) < 16.5
 

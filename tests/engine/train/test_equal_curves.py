@@ -46,7 +46,7 @@ def plain_loop(model_name: str, shards: Path) -> tuple[list[float], list[float],
     sizes = {"vocab_size": tokenizer.vocab_size, "hidden_size": 48, "num_heads": 3, "intermediate_size": 100}
     arch = ArchConfig(**{**fields, **sizes})
     objective = MaskedLM(MaskingConfig(), vocabulary, SEED) if name == "mlm" else CausalLM(vocabulary)
-    model = build_model(arch, {name: objective.make_head(arch)}, SEED)
+    model = build_model(arch, objective.make_heads(arch), SEED)
     rows = RowReader(read_manifest(shards), LENGTH, objective.sequence_layout, SEED, ())
     decay = [p for p in model.parameters() if p.dim() > 1]
     no_decay = [p for p in model.parameters() if p.dim() == 1]
