@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 
 C = TypeVar("C")
 SECONDS_TO_TELL = 5.0
+EXIT_MISTAKE, EXIT_STOPPED, EXIT_RANK_LOST, EXIT_INTERRUPTED = 2, 75, 76, 130  # 75: "try again" of sysexits.h
 T = TypeVar("T")
 
 
@@ -31,6 +32,19 @@ class UsageError(ValueError):
 
 class SharedError(ValueError):
     """A user's mistake that every rank raises with the same text, so that rank 0 alone tells it."""
+
+
+class RunStopped(Exception):  # noqa: N818  (nothing went wrong)
+    """A run that was asked to stop, has saved and can go on; raised by all ranks together."""
+
+    def __init__(self, reason: str, step: int) -> None:
+        """Say what asked (``SIGTERM``, say) and the step of the checkpoint that was saved."""
+        super().__init__(f"stopped by {reason} at step {step}, which is saved: the same command goes on from there")
+        self.reason, self.step = reason, step
+
+
+class RankLostError(Exception):
+    """Another rank is gone, frozen or hung; the watchdog has printed the text already, on one rank."""
 
 
 def collect(problems: list[str], find: Callable[[], T]) -> T | None:
@@ -184,8 +198,10 @@ def run_command(main: Callable[[], int | None]) -> int:
     each rank tells its own. ``ENGINE_TRACEBACK=1`` shows where a message came from.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
+        The exit code: 0; 2 for a user's mistake; 75 where the run was asked to stop, has saved and can go on; 76 where
+        another rank was lost; 130 for Ctrl-C.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it once, when it is imported
     try:
         return int(main() or 0)
     except (ValueError, OSError) as error:
@@ -198,9 +214,15 @@ def run_command(main: Callable[[], int | None]) -> int:
             print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         else:  # a launcher ends all ranks with the first that ends: the one that tells must have told
             time.sleep(SECONDS_TO_TELL)
-        return 2
+        return EXIT_MISTAKE
+    except RunStopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr, flush=True)
+        return EXIT_STOPPED
+    except RankLostError:
+        return EXIT_RANK_LOST
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
 
 
 def exit_process(code: int) -> NoReturn:

@@ -83,7 +83,6 @@ def _set_defaults() -> None:
 
 def _quieten() -> None:
     """DeepSpeed logs to stdout and torch warns about DeepSpeed's calls: neither concerns a user."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="deepspeed|torch")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
