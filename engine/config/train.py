@@ -90,11 +90,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How the rows of one optimizer step are dealt to micro-batches and ranks."""
+    """How the rows of one optimizer step are dealt to micro-batches and ranks; ``setting`` is its name in messages."""
 
     batch_size: int
     micro_batch_size: int
     world_size: int
+    setting: str = "train.batch_size"
 
     @property
     def accumulation(self) -> int:
@@ -109,9 +110,9 @@ class BatchShape:
         below = self.batch_size // unit * unit
         sizes = [str(size) for size in (below, below + unit) if size > 0]
         message = (
-            f"train.batch_size ({self.batch_size}) must be a multiple of train.micro_batch_size x ranks "
+            f"{self.setting} ({self.batch_size}) must be a multiple of train.micro_batch_size x ranks "
             f"({self.micro_batch_size} x {self.world_size} = {unit}); "
-            f"nearest legal train.batch_size: {' or '.join(sizes)}"
+            f"nearest legal {self.setting}: {' or '.join(sizes)}"
         )
         if self.batch_size % self.world_size == 0:
             per_rank = self.batch_size // self.world_size

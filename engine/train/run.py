@@ -27,8 +27,10 @@ from engine.optim.adamw import build_optimizer
 from engine.train.distributed import barrier, describe_device, from_rank_zero, global_rank, raise_together, world_size
 from engine.train.evaluate import Runner
 from engine.train.metrics import say
+from engine.train.signals import StopRequest
 from engine.train.timeline import StepSettings, Timeline
 from engine.train.trainer import Trainer, TrainerParts, TrainerState
+from engine.train.watchdog import Watchdog
 from engine.train.zero import ZeroEngine
 
 
@@ -75,13 +77,35 @@ def run_training(parts: RunParts) -> RunFolder:
 
     Raises:
         ValueError: if the folder holds another run, or no checkpoint in it is whole.
+        RunStopped: after saving, if a signal asked the run to stop.
+        RankLostError: if another rank is gone, frozen or hung.
     """
     run = RunFolder(parts.train.output)
-    resuming = from_rank_zero(lambda: run.open(parts.resolved))
-    if from_rank_zero(lambda: _announce(run, parts, resuming)):
-        return run
-    model = parts.build(not resuming)
-    writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
+    with Watchdog(parts.train.rank_timeout) as watchdog:
+        resuming = from_rank_zero(lambda: run.open(parts.resolved))
+        if from_rank_zero(lambda: _announce(run, parts, resuming)):
+            return run
+        model = parts.build(not resuming)
+        writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
+        folder, manifest = _first_checkpoint(run, model, writer, resuming)
+        engine = _engine(parts, model)
+        restore(engine.deepspeed, model, folder, manifest)
+        if resuming:
+            say(f"going on from step {manifest.step} of {parts.timeline.steps} ({folder})")
+        _train(parts, engine, writer, TrainerState.from_manifest(manifest), watchdog)
+        if parts.conclude is not None:
+            parts.conclude(engine)
+        barrier()
+        if global_rank() == 0:
+            run.finish()
+    say(f"finished: {run.model} is the model of step {parts.timeline.steps}")
+    return run
+
+
+def _first_checkpoint(
+    run: RunFolder, model: Model, writer: CheckpointWriter, resuming: bool
+) -> tuple[Path, CheckpointManifest]:
+    """The checkpoint to begin with: the newest that is whole, or one of the model's first weights."""
     if not resuming:
         writer.save_initial(model, TrainerState().state_dict())
     folder, manifest, complaints = from_rank_zero(lambda: _find_checkpoint(run, model))
@@ -90,19 +114,39 @@ def run_training(parts: RunParts) -> RunFolder:
     for complaint in complaints:
         say(f"passed over: {complaint}")
     from_rank_zero(lambda: run.return_to(manifest.step))
+    return folder, manifest
+
+
+def _engine(parts: RunParts, model: Model) -> ZeroEngine:
     optimizer = build_optimizer(model, parts.train.optimizer)
-    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
-    restore(engine.deepspeed, model, folder, manifest)
-    if resuming:
-        say(f"going on from step {manifest.step} of {parts.timeline.steps} ({folder})")
-    _trainer(parts, engine, writer, TrainerState.from_manifest(manifest)).train()
-    if parts.conclude is not None:
-        parts.conclude(engine)
-    barrier()
-    if global_rank() == 0:
-        run.finish()
-    say(f"finished: {run.model} is the model of step {parts.timeline.steps}")
-    return run
+    return ZeroEngine(model, parts.objective, optimizer, parts.settings)
+
+
+def _train(
+    parts: RunParts, engine: ZeroEngine, writer: CheckpointWriter, state: TrainerState, watchdog: Watchdog
+) -> None:
+    """Take the steps that are left; a signal ends them after a checkpoint."""
+    stop, evaluator = StopRequest(writer.run.path), parts.evaluator
+    trainer = Trainer(
+        TrainerParts(
+            config=parts.train,
+            timeline=parts.timeline,
+            arch=parts.arch,
+            engine=engine,
+            source=parts.source,
+            writer=writer,
+            seed=parts.seed,
+            stop=stop,
+            watchdog=watchdog,
+            evaluate=None if evaluator is None else lambda step: evaluator(engine, step),
+        ),
+        state,
+    )
+    stop.install()
+    try:
+        trainer.train()
+    finally:
+        stop.restore()
 
 
 def _find_checkpoint(run: RunFolder, model: Model) -> tuple[Path, CheckpointManifest, list[str]]:
@@ -135,23 +179,6 @@ def _announce(run: RunFolder, parts: RunParts, resuming: bool) -> bool:
         f"{parts.num_samples:,} rows in an epoch; run folder {run.path}"
     )
     return False
-
-
-def _trainer(parts: RunParts, engine: ZeroEngine, writer: CheckpointWriter, state: TrainerState) -> Trainer:
-    evaluator = parts.evaluator
-    return Trainer(
-        TrainerParts(
-            config=parts.train,
-            timeline=parts.timeline,
-            arch=parts.arch,
-            engine=engine,
-            source=parts.source,
-            writer=writer,
-            seed=parts.seed,
-            evaluate=None if evaluator is None else lambda step: evaluator(engine, step),
-        ),
-        state,
-    )
 
 
 def check_settings(

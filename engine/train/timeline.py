@@ -109,8 +109,12 @@ class Timeline:
 
     def shapes(self, world_size: int) -> list[BatchShape]:
         """Every batch of the run, once each, in the order of first use."""
-        sizes = [(phase.batch_size, self._stages[phase.stage].micro_batch_size) for phase in self._phases]
-        return [BatchShape(batch, micro, world_size) for batch, micro in dict.fromkeys(sizes)]
+        first: dict[tuple[int, int], int] = {}
+        for phase in self._phases:
+            first.setdefault((phase.batch_size, self._stages[phase.stage].micro_batch_size), phase.first_step)
+        if len(first) == 1:
+            return [BatchShape(*sizes, world_size) for sizes in first]
+        return [BatchShape(*sizes, world_size, f"the batch of step {step + 1}") for sizes, step in first.items()]
 
     def varying(self, step: StepSettings) -> dict[str, float | int | None]:
         """Of a step's settings those that are not the same at all steps, for its log line."""

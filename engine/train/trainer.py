@@ -14,14 +14,16 @@ from torch import Tensor
 from engine.checkpoint.files import CheckpointManifest
 from engine.checkpoint.save import CheckpointWriter
 from engine.config.arch import ArchConfig
-from engine.config.cli import SharedError
+from engine.config.cli import RunStopped, SharedError
 from engine.config.train import TrainConfig
 from engine.data.draws import Draw, stable_seed
 from engine.data.source import BatchSource, Prefetcher, StepBatches, positions_of
 from engine.train.distributed import all_reduce_sum, gather_objects, global_rank, raise_together, world_size
 from engine.train.flops import batch_flops, peak_flops
 from engine.train.metrics import MetricsLog, StepRecord, Window, memory_bytes
+from engine.train.signals import StopRequest
 from engine.train.timeline import StepSettings, Timeline
+from engine.train.watchdog import Watchdog
 from engine.train.zero import ZeroEngine
 
 
@@ -55,9 +57,9 @@ class TrainerParts:
         source: training samples.
         writer: saves checkpoints.
         seed: of dropout.
-        evaluate: figures for an evaluation line after a step, called by all ranks; None without held-out data.
         stop: whether a signal asked the run to stop.
         watchdog: told of every step.
+        evaluate: figures for an evaluation line after a step, called by all ranks; None without held-out data.
     """
 
     config: TrainConfig
@@ -67,9 +69,9 @@ class TrainerParts:
     source: BatchSource
     writer: CheckpointWriter
     seed: int
+    stop: StopRequest
+    watchdog: Watchdog
     evaluate: Callable[[StepSettings], dict[str, float]] | None = None
-    stop: Any = None
-    watchdog: Any = None
 
 
 class Trainer:
@@ -117,13 +119,12 @@ class Trainer:
             self._save()
         if stopping:
             self.parts.writer.wait()
-            raise RuntimeError
+            raise RunStopped(self.parts.stop.requested or "a signal to another rank", step)
 
     def _take_step(self, work: StepBatches) -> None:
         """One optimizer step over the micro-batches of this rank."""
         parts, window, step = self.parts, self._window, work.step
-        if parts.watchdog is not None:
-            parts.watchdog.progress(step.step)
+        parts.watchdog.progress(step.step)
         counts = self._count_targets(work)
         parts.engine.apply(step.optimizer, step.lr)
         losses = []
@@ -145,7 +146,7 @@ class Trainer:
         """Targets of each term in the whole step, over all ranks, as tensors on the device; whether to stop as well."""
         names = sorted(work.batches[0].counts)
         local = [sum(batch.counts[name] for batch in work.batches) for name in names]
-        *total, stop = all_reduce_sum([*local, self.parts.stop is not None], self._device)
+        *total, stop = all_reduce_sum([*local, self.parts.stop.requested is not None], self._device)
         self._stop.update(stop)
         self._window.count(dict(zip(names, total, strict=True)))
         return {name: count.clamp(min=1.0).float() for name, count in zip(names, total, strict=True)}
