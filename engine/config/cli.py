@@ -44,7 +44,12 @@ class RunStopped(Exception):  # noqa: N818  (nothing went wrong)
 
 
 class RankLostError(Exception):
-    """Another rank is gone, frozen or hung; the watchdog has printed the text already, on one rank."""
+    """Another rank never came, is gone, frozen or hung."""
+
+    def __init__(self, text: str, *, tell: bool) -> None:
+        """Keep the text, and whether this process prints it; the watchdog has told it on one rank already."""
+        super().__init__(text)
+        self.tell = tell
 
 
 def collect(problems: list[str], find: Callable[[], T]) -> T | None:
@@ -219,7 +224,9 @@ def run_command(main: Callable[[], int | None]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(stopped, file=sys.stderr, flush=True)
         return EXIT_STOPPED
-    except RankLostError:
+    except RankLostError as lost:
+        if lost.tell:
+            print(f"error: {lost}", file=sys.stderr, flush=True)
         return EXIT_RANK_LOST
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

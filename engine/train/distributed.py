@@ -13,12 +13,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from engine.config.cli import SharedError
+from engine.config.cli import RankLostError, SharedError
 from engine.config.deepspeed_json import Device
 
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+JOIN_SECONDS = 600.0
 
 
 def world_size() -> int:
@@ -45,11 +46,17 @@ def describe_device() -> Device:
     return Device("cpu", has_bf16=has_bf16, has_fp16=False)
 
 
-def init_distributed() -> torch.device:
+def init_distributed(join_seconds: float = JOIN_SECONDS) -> torch.device:
     """Join the process group, once; returns the device of this rank.
 
     On a CPU, DeepSpeed's shared-memory all-reduce is left out: each rank of each run would leave 66 MB in /dev/shm for
     good, and its first start compiles for most of a minute. gloo does all the communication.
+
+    Args:
+        join_seconds: how long to wait for ranks that start later.
+
+    Raises:
+        RankLostError: if not all ranks came in that time.
     """
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     on_gpu = torch.cuda.is_available()
@@ -66,10 +73,31 @@ def init_distributed() -> torch.device:
         torch.cuda.set_device(local_rank())
     else:  # deepspeed.comm.torch as an attribute is torch itself
         importlib.import_module("deepspeed.comm.torch").__dict__["build_shm_op"] = lambda: None
+    store = None if torch.distributed.is_initialized() else _meet(join_seconds)
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo", verbose=False, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT
     )
+    del store  # rank 0's serves all: not before the process group holds it too
     return torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+
+
+def _meet(seconds: float) -> torch.distributed.Store:
+    """Wait until all ranks have started: a group that is made without one of them would wait for it much longer."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        store.set(f"joined/{rank}", b"")
+        names = [f"joined/{other}" for other in range(size)]
+        store.wait(names, timedelta(seconds=seconds))
+    except torch.distributed.DistError as error:
+        first_line = str(error).partition("\n")[0]
+        raise RankLostError(
+            f"rank {global_rank()}: not all {world_size()} ranks came to {address} within {seconds:.0f} s "
+            f"({first_line.rstrip('.')}); one that failed before has told why, and a wrong MASTER_ADDR, MASTER_PORT "
+            "or WORLD_SIZE looks the same",
+            tell=local_rank() == 0,
+        ) from None
+    return cast(torch.distributed.Store, store)
 
 
 def _set_defaults() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -41,7 +42,8 @@ class Watchdog:
             watchdog.progress(step)
 
     A lost rank ends all others within ``timeout`` and a few seconds with exit code 76, wherever they stand. An
-    exception that leaves the context because another rank was lost becomes RankLostError. With one rank nothing is done.
+    exception that leaves the context because another rank was lost becomes RankLostError. One rank alone watches
+    nothing.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -116,7 +118,7 @@ class Watchdog:
             last_resort = threading.Timer(SECONDS_TO_LEAVE, os._exit, (EXIT_RANK_LOST,))  # cleaning up may hang
             last_resort.daemon = True
             last_resort.start()
-            raise RankLostError(text) from error
+            raise RankLostError(text, tell=False) from error
         self.stop(None if error is None or isinstance(error, (RunStopped, SharedError)) else _in_words(error))
 
     def _watch(self, link: _Link) -> None:
@@ -157,7 +159,7 @@ class _Link(threading.Thread):
                 store = store or _connect()
                 self._exchange(store)
                 self._broken_since = None
-            except (RuntimeError, ValueError):  # torch's errors of networks and stores, and what a torn answer holds
+            except (RuntimeError, OSError, ValueError):  # of networks and stores, and what a torn answer holds
                 store, now = None, time.monotonic()
                 self._broken_since = self._broken_since or now
             self._rounds += 1
@@ -268,6 +270,7 @@ def launcher_keeps_store() -> bool:
 def _connect() -> torch.distributed.Store:
     """A connection of our own: the process group's may wait in a call of its own for long."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    socket.create_connection((address, port), CONNECT_TIMEOUT.total_seconds()).close()  # torch prints its stack if not
     return torch.distributed.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
 
 
