@@ -7,6 +7,7 @@ all else about checkpoints is the same for every layout.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLAIN, UNFUSED, ZERO12, BF16, ZERO3 = "plain", "unfused", "zero12", "bf16", "zero3"
+PLAIN, UNFUSED, FLAT, ZERO12, BF16, ZERO3 = "plain", "unfused", "flat", "zero12", "bf16", "zero3"
 _WRAPPERS = {
     "FP16_UnfusedOptimizer": UNFUSED,
+    "FP16_Optimizer": FLAT,
     "DeepSpeedZeroOptimizer": ZERO12,
     "BF16_Optimizer": BF16,
     "DeepSpeedZeroOptimizer_Stage3": ZERO3,
@@ -68,7 +70,7 @@ def layout_of(engine: Any) -> str:
 
 def is_replicated(engine: Any) -> bool:
     """Whether every rank holds all weights and states (ZeRO stage 0)."""
-    return layout_of(engine) in (PLAIN, UNFUSED)
+    return layout_of(engine) in (PLAIN, UNFUSED, FLAT)
 
 
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -85,8 +87,7 @@ def fragments(engine: Any, model: nn.Module) -> list[Fragment]:
         model: the module whose parameter names the checkpoint uses; part of the engine's module.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    walk = {PLAIN: _plain, UNFUSED: _unfused, ZERO12: _zero12, BF16: _bf16, ZERO3: _zero3}[layout_of(engine)]
-    return list(walk(engine, names))
+    return list(_WALKS[layout_of(engine)](engine, names))
 
 
 def _plain(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
@@ -97,10 +98,19 @@ def _plain(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
 
 
 def _unfused(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
-    """Stage 0 in bf16: an fp32 copy of each parameter."""
+    """Stage 0 in bf16 or fp16: an fp32 copy of each parameter."""
     for params, keys in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True):
         for p, key in zip(params, keys, strict=True):
             yield Fragment(names[id(p)], 0, p.numel(), key, 0, p)
+
+
+def _flat(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
+    """Stage 0 in bf16 or fp16 under a fused Adam of DeepSpeed or apex: one fp32 copy of each parameter group."""
+    for params, key in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups_flat, strict=True):
+        key_offset = 0
+        for p in params:
+            yield Fragment(names[id(p)], 0, p.numel(), key, key_offset, p)
+            key_offset += p.numel()
 
 
 def _zero12(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
@@ -145,6 +155,37 @@ def _zero3(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
             key_offset += share
 
 
+_WALKS = {PLAIN: _plain, UNFUSED: _unfused, FLAT: _flat, ZERO12: _zero12, BF16: _bf16, ZERO3: _zero3}
+
+
+@contextlib.contextmanager
+def resident(engine: Any, key: Tensor, written: bool = False) -> Iterator[None]:
+    """Have a key and its optimizer state in memory, where they may be on NVMe; elsewhere there is nothing to do.
+
+    Args:
+        engine: the DeepSpeed engine.
+        key: one of its keys.
+        written: whether they are changed meanwhile, or get new state tensors.
+    """
+    wrapper = engine.optimizer
+    number = _swapped_number(wrapper, key) if layout_of(engine) == ZERO3 else None
+    if number is None:
+        yield
+        return
+    wrapper._optimizer_states_and_gradient_swap_in(number)
+    yield
+    if written:
+        wrapper._optimizer_states_and_gradient_swap_out(number)
+    else:
+        wrapper.optimizer_swapper.release_swap_buffers(key)
+
+
+def _swapped_number(wrapper: Any, key: Tensor) -> int | None:
+    """Number of the sub-group of a key that is on NVMe; DeepSpeed leaves small ones in memory."""
+    number = next(n for n, other in enumerate(wrapper.fp32_partitioned_groups_flat) if other is key)
+    return number if wrapper._swappable_optimizer_subgroup(number) else None
+
+
 def all_keys(engine: Any, found: list[Fragment]) -> list[Tensor]:
     """All keys of this rank, those too that hold nothing but padding."""
     layout = layout_of(engine)
@@ -160,7 +201,7 @@ def all_keys(engine: Any, found: list[Fragment]) -> list[Tensor]:
 def refresh_model_weights(engine: Any, found: list[Fragment]) -> None:
     """After the fp32 weights were overwritten: give the forward pass the new ones. All ranks must call it."""
     layout, wrapper = layout_of(engine), engine.optimizer
-    if layout == UNFUSED:
+    if layout in (UNFUSED, FLAT):
         for fragment in found:
             flat = fragment.parameter.data.view(-1)
             flat.narrow(0, fragment.offset, fragment.size).copy_(fragment.weights)
@@ -168,7 +209,8 @@ def refresh_model_weights(engine: Any, found: list[Fragment]) -> None:
         wrapper.update_lp_params()
     elif layout == ZERO3:
         wrapper._partition_all_parameters()  # gathered copies are old
-        for group in range(len(wrapper.fp16_groups)):
-            wrapper._reassign_or_swap_out_partitioned_parameters(group)
+        for number, key in enumerate(wrapper.fp32_partitioned_groups_flat):
+            with resident(engine, key):
+                wrapper._reassign_or_swap_out_partitioned_parameters(number)
         if wrapper.persistent_parameters:
             wrapper.persistent_parameters[0].all_gather(wrapper.persistent_parameters)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from engine.checkpoint.fragments import (
     fragments,
     is_replicated,
     refresh_model_weights,
+    resident,
 )
 
 STEP, SCALER = "step", "loss_scaler"
@@ -53,20 +56,66 @@ def snapshot(
     buffers = {} if buffers is None else buffers
     tensors: dict[str, Tensor] = {}
     steps = 0
-    for fragment in fragments(engine, model):
-        first, last = rank_share(fragment.size, rank, ranks) if replicated else (0, fragment.size)
-        state = optimizer.state.get(fragment.key, {})
-        steps = max(steps, int(state.get(STEP, 0)))
-        if first == last:
-            continue
-        offset = fragment.offset + first
-        shares = {kind: fragment.of(values) for kind, values in _moments(state, fragment.key).items()}
-        for kind, values in {WEIGHTS: fragment.weights, **shares}.items():
-            name = label(kind, fragment.name, offset)
-            tensors[name] = _copy_into(buffers, name, values[first:last])
+    for key, pieces in by_key(fragments(engine, model)):
+        with resident(engine, key):
+            state = optimizer.state.get(key, {})
+            steps = max(steps, int(state.get(STEP, 0)))
+            sources = {WEIGHTS: key.detach(), **_moments(state, key)}
+            for fragment in pieces:
+                first, last = rank_share(fragment.size, rank, ranks) if replicated else (0, fragment.size)
+                for kind, values in sources.items() if first < last else ():
+                    name = label(kind, fragment.name, fragment.offset + first)
+                    tensors[name] = _copy_into(buffers, name, fragment.of(values)[first:last])
+    for name, (offset, values) in frozen_weights(model).items():
+        tensors[label(WEIGHTS, name, offset)] = values
     if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()  # copies into pinned memory do not wait
     return tensors, {"name": type(optimizer).__name__, STEP: steps, SCALER: scaler_state(engine)}
+
+
+def by_key(found: Iterable[Fragment]) -> Iterator[tuple[Tensor, list[Fragment]]]:
+    """Fragments of each key, which follow one another, so that each is brought into memory once."""
+    for _, pieces in itertools.groupby(found, key=lambda fragment: id(fragment.key)):
+        group = list(pieces)
+        yield group[0].key, group
+
+
+def keep_frozen_weights(model: nn.Module) -> None:
+    """Keep this rank's share of the parameters that do not train, in fp32: DeepSpeed rounds them to 16 bits."""
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    kept: dict[str, tuple[int, Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        first, last = rank_share(parameter.numel(), rank, ranks)
+        if not parameter.requires_grad and first < last:
+            kept[name] = first, _host_copy(parameter.detach().reshape(-1)[first:last])
+    vars(model)["frozen_weights"] = kept
+
+
+def frozen_weights(model: nn.Module) -> dict[str, tuple[int, Tensor]]:
+    """By name, the offset and the values of this rank's share of the parameters that do not train."""
+    return getattr(model, "frozen_weights", {})
+
+
+def _restore_frozen(model: nn.Module, reader: FragmentReader) -> None:
+    """Read the parameters that do not train; at stage 3 rank 0 reads each whole and hands out the pieces."""
+    for name, (offset, values) in frozen_weights(model).items():
+        values.copy_(reader.read(WEIGHTS, name, offset, values.numel()))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            continue
+        with _whole(parameter):
+            if not hasattr(parameter, "ds_shape") or torch.distributed.get_rank() == 0:
+                parameter.copy_(reader.read(WEIGHTS, name, 0, parameter.numel()).view(parameter.shape))
+
+
+def _whole(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    """Inside it a parameter is whole, also at stage 3, and what is written to it reaches all ranks."""
+    if not hasattr(parameter, "ds_shape"):
+        return contextlib.nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    gathered: contextlib.AbstractContextManager[Any] = GatheredParameters([parameter], modifier_rank=0)
+    return gathered
 
 
 def scaler_state(engine: Any) -> dict[str, float]:
@@ -128,19 +177,34 @@ def restore(engine: Any, model: nn.Module, folder: Path, manifest: CheckpointMan
     kinds = sorted(reader.kinds() - {WEIGHTS})
     found = fragments(engine, model)
     optimizer = base_optimizer(engine)
+    pieces = {id(key): group for key, group in by_key(found)}
     for key in all_keys(engine, found):
-        optimizer.state.pop(key, None)
-        if kinds:
-            zeros: dict[str, Tensor] = {kind: torch.zeros_like(key.detach(), dtype=torch.float32) for kind in kinds}
-            step = torch.tensor(float(manifest.optimizer[STEP]), device=key.device)  # where a fused optimizer keeps it
-            optimizer.state[key] = {STEP: step, **zeros}
-    for fragment in found:
-        _restore_fragment(fragment, reader, kinds, optimizer)
+        with resident(engine, key, written=True):
+            _reset_state(optimizer, key, kinds, manifest)
+            for fragment in pieces.get(id(key), ()):
+                _restore_fragment(fragment, reader, kinds, optimizer)
+    _restore_frozen(model, reader)
     refresh_model_weights(engine, found)
     restore_scaler(engine, manifest.optimizer.get(SCALER, {}))
     engine.global_steps = manifest.step
     engine.micro_steps = manifest.step * engine.gradient_accumulation_steps()
     engine.global_samples = manifest.step * engine.train_batch_size()
+
+
+def _reset_state(optimizer: torch.optim.Optimizer, key: Tensor, kinds: list[str], manifest: CheckpointManifest) -> None:
+    """Zeros for the optimizer's state of a key, in the tensors that are there: DeepSpeed may know them by identity."""
+    if not kinds:
+        optimizer.state.pop(key, None)
+        return
+    state = optimizer.state[key]
+    for name in [name for name in state if name not in kinds]:
+        del state[name]
+    for kind in kinds:
+        if kind in state and state[kind].numel() == key.numel():
+            state[kind].zero_()
+        else:
+            state[kind] = torch.zeros_like(key.detach(), dtype=torch.float32)
+    state[STEP] = torch.tensor(float(manifest.optimizer[STEP]), device=key.device)  # where a fused optimizer keeps it
 
 
 def _restore_fragment(

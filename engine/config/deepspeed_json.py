@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.cli import UsageError, nearest
+from engine.config.deepspeed_zero import AIO_KEYS, ZERO_KEYS, zero_problems
 from engine.config.train import BatchShape
 
 BATCH_KEYS = {
@@ -42,7 +43,7 @@ KNOWN = (
     "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_clipping", "gradient_predivide_factor",
     "memory_breakdown", "prescale_gradients", "timers", "wall_clock_breakdown", "zero_optimization",
 )  # fmt: skip
-# Keys below the top level; "zero_optimization" leaves out what the engine cannot use, such as hpZ and ZeRO++.
+# Keys below the top level.
 KNOWN_BELOW = {
     "bf16": ("enabled", "immediate_grad_update", "check_grad_overflow"),
     "fp16": (
@@ -50,18 +51,10 @@ KNOWN_BELOW = {
         "consecutive_hysteresis", "min_loss_scale",
     ),
     "data_types": ("grad_accum_dtype",),
-    "zero_optimization": (
-        "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce",
-        "allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_param", "offload_optimizer",
-        "ignore_unused_parameters", "round_robin_gradients",
-        "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
-        "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-        "stage3_use_all_reduce_for_fetch_params", "stage3_module_granularity_threshold",
-        "stage3_allgather_sequential", "memory_efficient_linear",
-    ),
+    "zero_optimization": ZERO_KEYS,
+    "aio": AIO_KEYS,
 }  # fmt: skip
-STAGES = (0, 1, 2, 3)
-BLOCKS = ("bf16", "bfloat16", "data_types", "fp16", "zero_optimization")
+BLOCKS = ("aio", "bf16", "bfloat16", "data_types", "fp16", "zero_optimization")
 
 
 @dataclass(frozen=True)
@@ -81,11 +74,14 @@ class DeepSpeedSettings:
         config: the completed JSON tree.
         precision: fp32, bf16 or fp16: the type of weights and activations.
         notes: what was changed, in sentences for the log.
+        fp32_gradients: whether the engine has 16-bit weights' gradients added up in fp32, which DeepSpeed cannot do at
+            stage 0.
     """
 
     config: dict[str, Any]
     precision: str
     notes: tuple[str, ...] = ()
+    fp32_gradients: bool = False
 
     @property
     def stage(self) -> int:
@@ -141,7 +137,7 @@ def deepspeed_problems(tree: dict[str, Any], path: str, batch: BatchShape, devic
         f'{path}: {name} is "auto", which only the batch sizes can be; give a value or remove it'
         for name in _automatic(rest)
     ]
-    return found + _zero_problems(rest, path) + _precision_problems(rest, path, device)
+    return found + zero_problems(rest, path) + _precision_problems(rest, path, device)
 
 
 def _automatic(tree: dict[str, Any], prefix: str = "") -> list[str]:
@@ -166,25 +162,12 @@ def _batch_problem(key: str, value: Any, path: str, batch: BatchShape) -> list[s
     return [f'{path}: {key!r} is {value!r}, but {BATCH_KEYS[key]} make it {ours}; remove it or set it to "auto"']
 
 
-def _zero_problems(tree: dict[str, Any], path: str) -> list[str]:
-    zero = tree.get("zero_optimization", {})
-    found = []
-    if zero.get("stage", 0) not in STAGES:
-        found.append(f"{path}: zero_optimization.stage is {zero['stage']!r}; it must be 0, 1, 2 or 3")
-    for key in ("offload_optimizer", "offload_param"):
-        block = zero.get(key) or {}
-        if not isinstance(block, dict) or block.get("device", "none") not in ("none", None):
-            found.append(f"{path}: zero_optimization.{key} is not supported by this version; remove it")
-    return found
-
-
 def _enabled(tree: dict[str, Any], key: str) -> bool:
     return tree.get(key, {}).get("enabled", False) is True
 
 
 def _precision_problems(tree: dict[str, Any], path: str, device: Device) -> list[str]:
     bf16, fp16 = _enabled(tree, "bf16") or _enabled(tree, "bfloat16"), _enabled(tree, "fp16")
-    stage = tree.get("zero_optimization", {}).get("stage", 0)
     found = [
         f"{path}: {key}.enabled is {json.dumps(tree[key]['enabled'])}; it must be true or false"
         for key in ("bf16", "bfloat16", "fp16")
@@ -194,13 +177,14 @@ def _precision_problems(tree: dict[str, Any], path: str, device: Device) -> list
         found.append(f"{path}: both bf16 and fp16 are enabled; keep one")
     if bf16 and device.type == "cuda" and not device.has_bf16:
         found.append(f"{path}: this GPU has no bf16; use the fp16 file of the same stage, such as ds_configs/fp16.json")
-    if fp16 and stage == 0:
-        found.append(
-            f"{path}: fp16 needs ZeRO stage 1 or 2 (at 0 DeepSpeed does not scale the loss): ds_configs/fp16.json"
-        )
     accumulation = tree.get("data_types", {}).get("grad_accum_dtype")
-    if bf16 and stage == 0 and accumulation not in (None, "bf16"):
-        found.append(f"{path}: data_types.grad_accum_dtype {accumulation!r} with bf16 needs ZeRO stage 1 or 2")
+    if accumulation not in (None, "fp32", "bf16" if bf16 else "fp16" if fp16 else "fp32"):
+        found.append(
+            f"{path}: data_types.grad_accum_dtype is {json.dumps(accumulation)}; it must be fp32, or the type of the "
+            "weights"
+        )
+    if tree.get("bf16", {}).get("check_grad_overflow", True) is not True:
+        found.append(f"{path}: bf16.check_grad_overflow false would let a gradient of NaN into the weights; remove it")
     return found
 
 
@@ -210,17 +194,17 @@ def complete_deepspeed_config(tree: dict[str, Any], batch: BatchShape, device: D
     Args:
         tree: a file without problems.
         batch: the batch of the run.
-        device: where it runs; fp16 on a CPU becomes bf16 where the CPU has it, else fp32.
+        device: where it runs; fp16 where that has none becomes bf16 where it has that, else fp32.
     """
     config = copy.deepcopy(tree)
     notes = []
     if "bfloat16" in config:
         config["bf16"] = config.pop("bfloat16")
-    if _enabled(config, "fp16") and device.type == "cpu":
+    if _enabled(config, "fp16") and not device.has_fp16:
         config.pop("fp16")
         if device.has_bf16:
-            config.update(bf16={"enabled": True}, communication_data_type="fp32")
-            config["data_types"] = {**config.get("data_types", {}), "grad_accum_dtype": "fp32"}
+            config["bf16"] = {"enabled": True}
+            config.update(communication_data_type="fp32", data_types={"grad_accum_dtype": "fp32"})
         chosen = "bf16" if device.has_bf16 else "fp32"
         notes.append(
             f"fp16 is not for CPUs (slower than fp32, and DeepSpeed refuses it): this run computes in {chosen}"
@@ -229,20 +213,27 @@ def complete_deepspeed_config(tree: dict[str, Any], batch: BatchShape, device: D
         notes.append(
             "this CPU has no bf16 instructions: bf16 is emulated and slow; ds_configs/fp32.json is faster here"
         )
-    rounded = config.get("data_types", {}).get("grad_accum_dtype") != "fp32"
-    if _enabled(config, "bf16") and config.get("zero_optimization", {}).get("stage", 0) > 0 and rounded:
-        notes.append(
-            "gradients add up in bf16, so the loss depends on the ranks: ds_configs/README.md says how to avoid it"
-        )
-    if config.get("zero_optimization", {}).get("stage", 0) == 3:
+    precision = "bf16" if _enabled(config, "bf16") else "fp16" if _enabled(config, "fp16") else "fp32"
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if precision == "bf16":
+        config["bf16"].setdefault("check_grad_overflow", True)  # else stages 1 and 2 step with a gradient of NaN
+        if config.get("data_types", {}).get("grad_accum_dtype") != "fp32":
+            notes.append(
+                "gradients add up in bf16, so the loss depends on the ranks: ds_configs/README.md says how to avoid it"
+            )
+    if stage == 3:
         # DeepSpeed's own linear map rounds otherwise than torch's, so stage 3 would differ from the others in bf16.
         config["zero_optimization"].setdefault("memory_efficient_linear", False)
-    precision = "bf16" if _enabled(config, "bf16") else "fp16" if _enabled(config, "fp16") else "fp32"
+    fp32_gradients = precision != "fp32" and stage == 0 and config.get("data_types") == {"grad_accum_dtype": "fp32"}
+    if fp32_gradients:
+        del config["data_types"]
+        config.setdefault("communication_data_type", "fp32")
     config.update(
         train_batch_size=batch.batch_size,
         train_micro_batch_size_per_gpu=batch.micro_batch_size,
         gradient_accumulation_steps=batch.accumulation,
         steps_per_print=2**31,
         zero_allow_untested_optimizer=True,
+        zero_force_ds_cpu_optimizer=False,  # other optimizers run on offloaded partitions too
     )
-    return DeepSpeedSettings(config, precision, tuple(notes))
+    return DeepSpeedSettings(config, precision, tuple(notes), fp32_gradients)

@@ -22,6 +22,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict(heads)
+        self.frozen_weights: dict[str, tuple[int, Tensor]] = {}  # what a checkpoint keeps of them, in fp32
 
     @property
     def word_embedding(self) -> Tensor:

@@ -11,11 +11,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.fragments import BF16, PLAIN, layout_of
+from engine.checkpoint.fragments import BF16, PLAIN, UNFUSED, is_replicated, layout_of
+from engine.checkpoint.state import keep_frozen_weights
+from engine.config.cli import SharedError
 from engine.config.deepspeed_json import DeepSpeedSettings
+from engine.config.optimizer import OptimizerConfig
 from engine.data.batch import PackedBatch
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
+from engine.train.loss_scale import AT_MINIMUM, ReplicatedScaler, minimum_message
 
 T = TypeVar("T")
 
@@ -36,52 +40,118 @@ class TrainingStep(nn.Module):
 
 
 class ZeroEngine:
-    """A DeepSpeed engine whose loss is divided by the targets of the whole step and whose norm is always known."""
+    """A DeepSpeed engine whose loss is divided by the targets of the whole step and whose norm is always known.
+
+    A step whose gradient is not finite changes neither weights nor optimizer state, at any stage and precision: it is
+    counted as skipped, and what becomes of the run is the trainer's business.
+
+    Attributes:
+        deepspeed: DeepSpeed's own engine.
+        model: the model that it trains.
+        objective: what is learned.
+        optimizer: as it was handed over; DeepSpeed's wrappers step it.
+        device: where batches belong.
+        skipped_steps: steps since the start of this process that changed nothing.
+        consecutive_skips: how many of them just now, one after the other.
+    """
 
     def __init__(
         self, model: Model, objective: Objective, optimizer: torch.optim.Optimizer, settings: DeepSpeedSettings
     ) -> None:
         import deepspeed
 
+        keep_frozen_weights(model)
         step = TrainingStep(model, objective)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures whatever the log level
             self.deepspeed, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=settings.config)
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.device = self.deepspeed.device
+        self.skipped_steps = self.consecutive_skips = 0
         self._ranks = torch.distributed.get_world_size()
-        self._plain = self.deepspeed.optimizer is self.deepspeed.basic_optimizer
-        self._norm: float | Tensor | None = None
+        self._plain = layout_of(self.deepspeed) == PLAIN
+        self._norm: Tensor | None = None
+        self._scaled = settings.precision == "fp16"
+        replicated = is_replicated(self.deepspeed)
+        self._scaler = ReplicatedScaler(self.deepspeed) if self._scaled and replicated else None
         if settings.stage == 3:
             _register_outside_reads(model)
-        if self._ranks == 1 and layout_of(self.deepspeed) in (PLAIN, BF16):
+        if settings.fp32_gradients:
+            _accumulate_in_fp32(model)
+        if self._ranks == 1 and (replicated or layout_of(self.deepspeed) == BF16):
             self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy all gradients to sum up one
+        if layout_of(self.deepspeed) == UNFUSED:
+            self.deepspeed.optimizer.unscale_and_clip_grads = self._clip_unfused
         if self._plain:
-            self.deepspeed.clip_fp32_gradients = self._clip_and_keep_norm
+            self.deepspeed.clip_fp32_gradients = lambda: None  # it computes the norm, and drops it
 
-    def _clip_and_keep_norm(self) -> None:
-        """Stage 0 in fp32: DeepSpeed computes the norm to clip by it and drops it."""
-        self._norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.deepspeed.gradient_clipping())
-
-    def micro_step(self, batch: PackedBatch, counts: dict[str, Tensor]) -> dict[str, LossTerm]:
+    def micro_step(self, batch: PackedBatch, counts: dict[str, Tensor], last: bool = True) -> dict[str, LossTerm]:
         """Forward and backward of one micro-batch; the optimizer steps after the last one of a step.
 
         Args:
             batch: on the device.
             counts: targets of each term in the whole step, over all ranks and micro-batches: scalar tensors.
+            last: whether the step ends with it; its number of micro-batches may differ from that of other steps, not
+                from that of other ranks.
 
         Returns:
             The terms of the loss of this micro-batch.
+
+        Raises:
+            SharedError: on every rank, if the fp16 loss scale would have to fall below its minimum.
         """
+        self.deepspeed.set_gradient_accumulation_boundary(last)
         terms: dict[str, LossTerm] = self.deepspeed(batch)
         total = sum(term.weight * term.loss_sum / counts[name] for name, term in terms.items())
+        if self._scaler is not None:
+            total = total * self._scaler.scaler.cur_scale
         # DeepSpeed averages gradients over the ranks; the division by accumulation steps is switched off.
         self.deepspeed.backward(total * self._ranks, scale_wrt_gas=False)
-        last = self.deepspeed.is_gradient_accumulation_boundary()
-        if last and self._plain and not self.deepspeed.gradient_clipping():
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self._norm = nn.utils.get_total_norm(gradients)
-        self.deepspeed.step()
+        if last:
+            self._step()
         return terms
+
+    def _step(self) -> None:
+        """The optimizer's step, or none where the gradient is not finite."""
+        finite = self._prepare_plain() if self._plain else True
+        try:
+            if self._scaler is not None:
+                self._scaler.before_step()
+            self.deepspeed.step()
+            if self._scaler is not None:
+                self._scaler.after_step()
+        except Exception as error:
+            if AT_MINIMUM not in str(error):
+                raise
+            step = self.deepspeed.global_steps + 1
+            raise SharedError(minimum_message(step, self.consecutive_skips + 1)) from None
+        if finite and self.deepspeed.was_step_applied():
+            self.consecutive_skips = 0
+        else:
+            self.skipped_steps += 1
+            self.consecutive_skips += 1
+
+    def _prepare_plain(self) -> bool:
+        """Stage 0 in fp32: clip the gradient, or drop it where it is not finite; False where it was dropped."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        self._norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = bool(self._norm.isfinite())
+        if not finite:
+            for parameter in parameters:
+                parameter.grad = None
+        elif self.deepspeed.gradient_clipping():
+            nn.utils.clip_grads_with_norm_(parameters, self.deepspeed.gradient_clipping(), self._norm)
+        return finite
+
+    def _clip_unfused(self, total_norm: float) -> None:
+        """Stage 0 in 16 bits: as DeepSpeed does it, by the norm of fp32 gradients, which it rounds to 16 bits."""
+        wrapper = self.deepspeed.optimizer
+        gradients = [p.grad for group in wrapper.fp32_groups for p in group]
+        norm = nn.utils.get_total_norm(gradients)
+        wrapper._global_grad_norm = norm
+        scale = wrapper.loss_scale_config.cur_scale
+        if wrapper.clip_grad > 0:
+            scale = scale * ((norm / scale + 1e-6) / wrapper.clip_grad).clamp(min=1.0)
+        torch._foreach_mul_(gradients, 1.0 / scale)
 
     def run(self, function: Callable[[Model, PackedBatch], T], batch: PackedBatch) -> T:
         """Call ``function(model, batch)`` inside DeepSpeed's forward, where stage 3 gathers the weights it reads.
@@ -97,14 +167,35 @@ class ZeroEngine:
             self.deepspeed.train(training)
         return result[0]
 
-    def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of the next optimizer step."""
+    def apply(self, optimizer: OptimizerConfig, rate: float) -> None:
+        """Set what the next optimizer step computes with.
+
+        Args:
+            optimizer: settings of the step's stage; groups without weight decay stay without.
+            rate: learning rate, multiplied by a group's ``lr_scale`` where it has one.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+            for name in ("betas", "eps"):
+                if name in group and getattr(optimizer, name) is not None:
+                    group[name] = getattr(optimizer, name)
+            if group.get("decay", group["weight_decay"] > 0):
+                group["weight_decay"] = optimizer.weight_decay
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss of the next step is multiplied by; None where nothing is scaled."""
+        return float(self.deepspeed.optimizer.loss_scaler.cur_scale) if self._scaled else None
+
+    @property
+    def norm(self) -> float | Tensor | None:
+        """Norm of the whole gradient of the last step, before clipping, perhaps still on the device."""
+        norm: float | Tensor | None = self._norm if self._plain else self.deepspeed.get_global_grad_norm()
+        return norm
 
     def gradient_norm(self) -> float:
         """Norm of the whole gradient of the last step, before clipping; waits for the device."""
-        norm = self._norm if self._plain else self.deepspeed.get_global_grad_norm()
+        norm = self.norm
         return float(norm) if norm is not None else float("nan")
 
 
@@ -117,3 +208,10 @@ def _register_outside_reads(model: Model) -> None:
             register_external_parameter(head, model.word_embedding)
     if model.encoder.embeddings.segment is not None:
         register_external_parameter(model.encoder.embeddings, model.encoder.embeddings.segment.weight)
+
+
+def _accumulate_in_fp32(model: nn.Module) -> None:
+    """Have autograd add up gradients of 16-bit weights in fp32, which DeepSpeed does at no stage below 1."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad_dtype = torch.float32

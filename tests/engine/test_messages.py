@@ -83,12 +83,15 @@ def test_unreadable_settings_files(run, tmp_path):
         ),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4; it must be 0, 1, 2 or 3"),
         (
-            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
-            "offload_optimizer is not supported",
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer on cpu needs ZeRO stage 1, 2 or 3, and zero_optimization.stage is 0",
         ),
-        ({"fp16": {"enabled": True}}, "fp16 needs ZeRO stage 1 or 2"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/dev/null/x"}}},
+            "offload_optimizer.nvme_path is /dev/null/x, and /dev/null is not a folder",
+        ),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "both bf16 and fp16 are enabled"),
-        ({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}, "needs ZeRO stage 1 or 2"),
+        ({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp64"}}, "it must be fp32, or the type of"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
