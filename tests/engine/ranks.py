@@ -14,7 +14,7 @@ from typing import Any
 from tests import commands
 
 
-def run_ranks(module: str, function: str, folder: Path, ranks: int = 2) -> list[Any]:
+def run_ranks(module: str, function: str, folder: Path, ranks: int = 2, timeout: float = 120) -> list[Any]:
     """Call ``function(folder)`` of a module on every rank; the results are JSON values, by rank."""
     env = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(commands.free_port())}
     processes = [
@@ -28,7 +28,11 @@ def run_ranks(module: str, function: str, folder: Path, ranks: int = 2) -> list[
         )
         for rank in range(ranks)
     ]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors
     return [json.loads(text.splitlines()[-1]) for text, _ in outputs]
