@@ -14,6 +14,10 @@ class Draw(IntEnum):
     MASKS = 2
     DROPOUT = 3
     EXAMPLES = 4
+    WINDOWS = 5
+    PAIRS = 6
+    OTHER_TEXT = 7
+    WINDOW_DIRECTIONS = 8
 
 
 def stable_seed(*parts: int) -> int:

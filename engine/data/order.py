@@ -8,6 +8,8 @@ promised to be).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +50,13 @@ class EpochOrder:
         buffer_rows = np.add.reduceat(rows_of_group, first_group)
         self._buffer_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(buffer_rows)])
         self._buffers: dict[int, Int64] = {}
+        self._places: Int64 | None = None
+
+    def groups_near(self, group: int, draw: int) -> Iterator[int]:
+        """Groups of the epoch, those of the buffer of ``group`` first; see ``groups_near``."""
+        if self._places is None:
+            self._places = np.argsort(self._groups)
+        return groups_near(self._groups, int(self._places[group]), draw)
 
     def rows(self, positions: Int64) -> Int64:
         """Rows at positions of the epoch: [n] int64 -> [n] int64."""
@@ -67,3 +76,21 @@ class EpochOrder:
             self._buffers = {k: v for k, v in self._buffers.items() if k == buffer - 1}  # at most two stay in memory
             self._buffers[buffer] = rows[permutation(len(rows), philox(self.seed, self.epoch, buffer, Draw.ROWS))]
         return self._buffers[buffer]
+
+
+def groups_near(groups: Int64, place: int, draw: int) -> Iterator[int]:
+    """Groups one after another as seen from one of them.
+
+    Args:
+        groups: [G] in order.
+        place: of the one.
+        draw: decides with which group of its buffer to begin.
+
+    Yields:
+        All groups of its buffer, then all others: from behind the buffer on, then from the begin.
+    """
+    first = place // BUFFER_GROUPS * BUFFER_GROUPS
+    behind = first + BUFFER_GROUPS
+    begin = first + draw % len(groups[first:behind])
+    for part in (groups[begin:behind], groups[first:begin], groups[behind:], groups[:first]):
+        yield from part.tolist()

@@ -4,6 +4,7 @@ A row is a budget of ``seq_length`` tokens filled with whole sequences. The plan
 lengths, the row length and the objective's sequence layout: ranks, seeds and epochs do not enter, so it is computed
 once and kept beside the shards. Documents longer than a row are cut into pieces; pieces are packed by best-fit
 decreasing within groups of ``GROUP_PIECES`` pieces in stored order, which keeps a group's tokens contiguous on disk.
+Pairs are cut by ``engine/data/windows.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +38,24 @@ class SequenceLayout:
     Attributes:
         per_sequence: added to every sequence, such as 2 for [CLS] ... [SEP].
         per_document: added after a document's last token, such as 1 for an end-of-text token.
+        pairs: sequences are windows of whole sentences, to be split into two parts.
+        short_seq_prob: of pairs, share of the windows of random length.
+        other_text: rows come with text of other documents.
     """
 
     per_sequence: int
     per_document: int
+    pairs: bool = False
+    short_seq_prob: float = 0.0
+    other_text: bool = False
+
+
+class Pieces(NamedTuple):
+    """Pieces of documents in stored order: first token and length [P] int64, and whether the end token has room [P]."""
+
+    start: Int64
+    length: Int64
+    final: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -85,12 +101,23 @@ def build_row_plan(document_lengths: Int64, seq_length: int, layout: SequenceLay
     Raises:
         ValueError: if a row has no room for text.
     """
+    pieces = _cut(document_lengths, room_for_text(seq_length, layout), layout.per_document)
+    return pack_pieces(pieces, seq_length, layout)
+
+
+def room_for_text(seq_length: int, layout: SequenceLayout) -> int:
+    """Tokens of text that one sequence of a row can hold; ValueError if there is no room."""
     room = seq_length - layout.per_sequence
-    if room < 1:
+    if room < (2 if layout.pairs else 1):
         raise ValueError(
             f"data.seq_length {seq_length} has no room for text beside {layout.per_sequence} special tokens"
         )
-    start, length, final = _cut(document_lengths, room, layout.per_document)
+    return room
+
+
+def pack_pieces(pieces: Pieces, seq_length: int, layout: SequenceLayout) -> RowPlan:
+    """Pack pieces into rows, group by group."""
+    start, length, final = pieces
     size = length + layout.per_sequence + layout.per_document * final
     order, row_sizes, group_rows = [], [], []
     for begin in range(0, len(size), GROUP_PIECES):
@@ -115,7 +142,7 @@ def _offsets(sizes: NDArray[np.integer]) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
-def _cut(document_lengths: Int64, room: int, per_document: int) -> tuple[Int64, Int64, NDArray[np.bool_]]:
+def _cut(document_lengths: Int64, room: int, per_document: int) -> Pieces:
     """Cut every document into pieces of at most ``room`` tokens; the last one takes the end token where it fits."""
     pieces_of = -(-document_lengths // room)
     total = int(pieces_of.sum())
@@ -127,7 +154,7 @@ def _cut(document_lengths: Int64, room: int, per_document: int) -> tuple[Int64, 
     length[last_piece] = document_lengths - (pieces_of - 1) * room
     final = np.zeros(total, np.bool_)
     final[last_piece] = length[last_piece] + per_document <= room
-    return start, length, final
+    return Pieces(start, length, final)
 
 
 def _best_fit_decreasing(sizes: Int64, capacity: int) -> tuple[Int64, int]:
@@ -174,7 +201,10 @@ def _best_fit_decreasing(sizes: Int64, capacity: int) -> tuple[Int64, int]:
 
 def plan_digest(manifest_digest: str, seq_length: int, layout: SequenceLayout) -> str:
     """Name of the plan: sha256 over all that it depends on."""
-    parts = [PLAN_VERSION, GROUP_PIECES, manifest_digest, seq_length, layout.per_sequence, layout.per_document]
+    parts: list[int | float | str] = [PLAN_VERSION, GROUP_PIECES, manifest_digest, seq_length]
+    parts += [layout.per_sequence, layout.per_document]
+    if layout.pairs:
+        parts += ["pairs", layout.short_seq_prob]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -182,7 +212,7 @@ def cached_row_plan(
     folders: Sequence[Path],
     manifest_digest: str,
     num_tokens: int,
-    read_document_lengths: Callable[[], Int64],
+    build: Callable[[], RowPlan],
     seq_length: int,
     layout: SequenceLayout,
 ) -> RowPlan:
@@ -194,7 +224,7 @@ def cached_row_plan(
         folders: where plans are kept.
         manifest_digest: of the shards.
         num_tokens: tokens in the shards.
-        read_document_lengths: reads the [D] lengths of the documents; only called where there is no plan yet.
+        build: makes the plan; only called where there is none yet.
         seq_length: tokens of a row.
         layout: tokens that the objective adds.
     """
@@ -202,7 +232,7 @@ def cached_row_plan(
     for folder in folders:
         with contextlib.suppress(OSError, ValueError, EOFError, IndexError):  # an empty file or array is damage too
             return _map_plan(folder / name, num_tokens)
-    plan = build_row_plan(read_document_lengths(), seq_length, layout)
+    plan = build()
     for folder in folders:
         try:
             _store_plan(plan, folder / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,53 @@ def tiny_shards(tmp_path: Path) -> TinyShards:
     )
     write_manifest(manifest, folder)
     return TinyShards(read_manifest(folder), documents)
+
+
+@dataclass(frozen=True)
+class SentenceShards:
+    """A shard folder's manifest and, of each document, its sentences; all tokens different."""
+
+    manifest: Manifest
+    documents: list[list[list[int]]]
+
+
+def write_sentence_shards(folder: Path, shards: list[list[list[int]]], first: int = 10) -> SentenceShards:
+    """Shards from the lengths of sentences: one list a shard, of one list a document; token i has the id i + first."""
+    folder.mkdir(parents=True)
+    entries, documents, token = [], [], first
+    for number, lengths in enumerate(shards):
+        begin = token
+        for document in lengths:
+            bounds = np.cumsum([token, *document]).tolist()
+            documents.append([list(range(a, b)) for a, b in itertools.pairwise(bounds)])
+            token = bounds[-1]
+        flat = [size for document in lengths for size in document]
+        arrays = ShardArrays(
+            np.arange(begin, token).astype(np.uint32),
+            np.cumsum([0, *flat]).astype(np.int64),
+            np.cumsum([0, *map(sum, lengths)]).astype(np.int64),
+            np.zeros(len(lengths), np.uint16),
+        )
+        entries.append(write_shard(folder / f"shard-{number:05d}.h5", arrays, "0" * 64))
+    tokenizer = {"type": "wordpiece", "digest": "0" * 64, "vocab_size": max(token, 1 << 16)}
+    manifest = Manifest(
+        folder=folder,
+        format_version=FORMAT_VERSION,
+        tokenizer=tokenizer,
+        sources=[],
+        shards=entries,
+        settings={},
+        counts={},
+    )
+    write_manifest(manifest, folder)
+    return SentenceShards(read_manifest(folder), documents)
+
+
+@pytest.fixture
+def make_sentence_shards(tmp_path: Path) -> Callable[[list[list[list[int]]]], SentenceShards]:
+    """Write shards from the lengths of their sentences."""
+    numbers = itertools.count()
+    return lambda shards: write_sentence_shards(tmp_path / f"sentences-{next(numbers)}", shards)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,10 @@ from hypothesis import strategies as st
 from engine.data.plan import GROUP_PIECES, RowPlan, SequenceLayout, build_row_plan, cached_row_plan
 
 MLM, LM = SequenceLayout(2, 0), SequenceLayout(1, 1)
+
+
+def plan_of(lengths: np.ndarray) -> Callable[[], RowPlan]:
+    return lambda: build_row_plan(lengths, 16, MLM)
 
 
 def rows_of(plan: RowPlan) -> list[list[tuple[int, int, bool]]]:
@@ -80,10 +86,10 @@ def test_small_pieces_of_one_size_fill_their_bins():
 
 def test_plan_is_kept_and_mapped(tmp_path):
     lengths = np.array([30, 50, 70], np.int64)
-    built = cached_row_plan([tmp_path], "digest", 150, lambda: lengths, 16, MLM)
+    built = cached_row_plan([tmp_path], "digest", 150, plan_of(lengths), 16, MLM)
     assert len(list(tmp_path.iterdir())) == 1
 
-    def never() -> np.ndarray:
+    def never() -> RowPlan:
         raise AssertionError("the plan was to be mapped")
 
     mapped = cached_row_plan([tmp_path], "digest", 150, never, 16, MLM)
@@ -96,16 +102,16 @@ def test_plan_is_kept_and_mapped(tmp_path):
 @pytest.mark.parametrize("name", ["piece_length", "row_offsets"])
 def test_damaged_plan_is_built_again(name, damage, tmp_path):
     lengths = np.array([30, 50, 70], np.int64)
-    built = cached_row_plan([tmp_path], "digest", 150, lambda: lengths, 16, MLM)
+    built = cached_row_plan([tmp_path], "digest", 150, plan_of(lengths), 16, MLM)
     next(tmp_path.glob(f"*/{name}.npy")).write_bytes(damage)
-    assert rows_of(cached_row_plan([tmp_path], "digest", 150, lambda: lengths, 16, MLM)) == rows_of(built)
+    assert rows_of(cached_row_plan([tmp_path], "digest", 150, plan_of(lengths), 16, MLM)) == rows_of(built)
 
 
 def test_folder_that_cannot_be_written_does_no_harm(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     lengths = np.array([30, 50], np.int64)
-    cached_row_plan([blocked / "plans", tmp_path / "plans"], "digest", 80, lambda: lengths, 16, MLM)
+    cached_row_plan([blocked / "plans", tmp_path / "plans"], "digest", 80, plan_of(lengths), 16, MLM)
     assert list((tmp_path / "plans").iterdir())
 
 
@@ -117,16 +123,16 @@ def test_row_without_room_is_an_error():
 @pytest.mark.parametrize("name", ["piece_start", "piece_length", "row_offsets", "group_tokens"])
 def test_flipped_bit_in_a_kept_plan_is_found_and_the_plan_made_anew(tmp_path, name):
     lengths = np.array([30, 50, 70], np.int64)
-    built = cached_row_plan([tmp_path], "digest", 150, lambda: lengths, 16, MLM)
+    built = cached_row_plan([tmp_path], "digest", 150, plan_of(lengths), 16, MLM)
     file = next(tmp_path.glob(f"*/{name}.npy"))
     content = bytearray(file.read_bytes())
     content[-8] ^= 1
     file.write_bytes(content)
     calls = []
 
-    def read() -> np.ndarray:
+    def read() -> RowPlan:
         calls.append(1)
-        return lengths
+        return build_row_plan(lengths, 16, MLM)
 
     for _ in range(2):
         assert rows_of(cached_row_plan([tmp_path], "digest", 150, read, 16, MLM)) == rows_of(built)

@@ -141,6 +141,102 @@ def test_flipped_bit_is_found_at_the_first_read_and_named(planned, tiny_shards, 
         rows.in_order(range(rows.num_rows))
 
 
+PAIRS = SequenceLayout(3, 0, pairs=True, short_seq_prob=0.1)
+NEXT = SequenceLayout(3, 0, pairs=True, short_seq_prob=0.1, other_text=True)
+UNEVEN = [[[3, 9, 1], [7], [2, 2, 8, 4, 30, 1]], [[12]], [[5, 5], [1, 1, 1, 1, 40, 2, 3], [9]]]
+
+
+def test_sentences_of_ranges(make_sentence_shards):
+    shards = make_sentence_shards(UNEVEN)
+    flat = [sentence for document in shards.documents for sentence in document]
+    sentence_places = {sentence[0] - 10 for sentence in flat} | {flat[-1][-1] - 9}
+    document_places = {document[0][0] - 10 for document in shards.documents} | {flat[-1][-1] - 9}
+    total = max(sentence_places)
+    tokens = TokenReader(shards.manifest, with_sentences=True)
+    for start in range(total):
+        for stop in range(start + 1, total + 1):
+            found = tokens.read(start, stop)
+            expected = [place - start for place in sorted(sentence_places) if start <= place <= stop]
+            assert found.sentences.starts.tolist() == expected
+            expected = [place - start for place in sorted(document_places) if start <= place <= stop]
+            assert found.sentences.documents.tolist() == expected
+            number = sum(place <= start for place in document_places)
+            assert found.sentences.document_at(0) == number
+            assert found.sentences.document_at(stop - start - 1) == sum(place < stop for place in document_places)
+    assert TokenReader(shards.manifest).read(0, 5).sentences is None
+
+
+@pytest.mark.parametrize("length", [8, 20, 64])
+def test_pieces_know_their_sentences_and_documents(length, make_sentence_shards):
+    shards = make_sentence_shards(UNEVEN)
+    document_of = {t: n for n, document in enumerate(shards.documents, 1) for s in document for t in s}
+    begins = {sentence[0] for document in shards.documents for sentence in document}
+    ends = {sentence[-1] for document in shards.documents for sentence in document}
+    rows = RowReader(shards.manifest, length, PAIRS, 4, ())
+    pieces = [piece for row in rows.in_order(range(rows.num_rows)) for piece in row.pieces]
+    assert sorted(token for piece in pieces for token in piece.tokens.tolist()) == sorted(document_of)
+    for piece in pieces:
+        tokens = piece.tokens.tolist()
+        assert piece.sentences.starts.tolist() == [n for n, token in enumerate(tokens) if n and token in begins]
+        assert piece.sentences.ends_sentence == (tokens[-1] in ends)
+        assert {document_of[token] for token in tokens} == {piece.sentences.document}
+
+
+@pytest.mark.parametrize(("groups", "buffer"), [(2048, 32), (2, 3), (1, 1)])
+def test_rows_come_with_text_of_other_documents(groups, buffer, make_sentence_shards, monkeypatch):
+    monkeypatch.setattr("engine.data.plan.GROUP_PIECES", groups)
+    monkeypatch.setattr("engine.data.order.BUFFER_GROUPS", buffer)
+    shards = make_sentence_shards([*UNEVEN, [[20] * 40, [6, 6]]])
+    document_of = {t: n for n, document in enumerate(shards.documents, 1) for s in document for t in s}
+
+    def read(rows: RowReader) -> list[tuple]:
+        total = rows.num_rows
+        found = rows.in_order(range(total, 3 * total)) + [rows.row(index) for index in range(total)]
+        return [(content([row]), row.other_text.tokens.tolist()) for row in found]
+
+    rows = RowReader(shards.manifest, 32, NEXT, 4, ())
+    for row in rows.in_order(range(2 * rows.num_rows)):
+        others = {document_of[token] for token in row.other_text.tokens.tolist()}
+        for piece in row.pieces:
+            assert others - {piece.sentences.document}
+    whole = read(rows)
+    assert read(rows) == whole
+    monkeypatch.setattr("engine.data.rows._CACHED_GROUPS", 1)  # what is in memory decides nothing
+    backwards = RowReader(shards.manifest, 32, NEXT, 4, ())
+    positions = range(3 * rows.num_rows - 1, rows.num_rows - 1, -1)
+    found = [backwards.in_order(range(p, p + 1))[0] for p in positions]
+    assert [(content([row]), row.other_text.tokens.tolist()) for row in found[::-1]] == whole[: 2 * rows.num_rows]
+    if groups < 2048:
+        assert len({tuple(tokens) for _, tokens in whole}) > 2
+
+
+def test_text_of_others_is_not_read_where_it_is_not_wanted(make_sentence_shards):
+    rows = RowReader(make_sentence_shards(UNEVEN).manifest, 20, PAIRS, 4, ())
+    assert all(row.other_text is None for row in rows.in_order(range(rows.num_rows)))
+
+
+def test_other_text_is_of_the_same_buffer_where_that_has_it(make_sentence_shards, monkeypatch):
+    monkeypatch.setattr("engine.data.plan.GROUP_PIECES", 4)
+    monkeypatch.setattr("engine.data.order.BUFFER_GROUPS", 4)
+    shards = make_sentence_shards([[[5, 5]] * 400])
+    rows = RowReader(shards.manifest, 13, NEXT, 4, ())
+    near = rows._order(1)
+    total = rows.num_rows
+    buffer_of = {}
+    for place, group in enumerate(near._groups.tolist()):
+        for token in range(*rows.plan.group_tokens[group].tolist()):
+            buffer_of[token + 10] = place // 4
+    for row in rows.in_order(range(total, 2 * total)):
+        assert buffer_of[int(row.other_text.tokens[0])] == buffer_of[int(row.pieces[0].tokens[0])]
+
+
+def test_one_document_has_no_other(make_sentence_shards):
+    manifest = make_sentence_shards([[[5, 5, 8]]]).manifest
+    assert RowReader(manifest, 12, PAIRS, 4, ()).num_rows
+    with pytest.raises(ValueError, match=r"holds one document, and the objective nsp takes text of another one; make"):
+        RowReader(manifest, 12, NEXT, 4, ())
+
+
 def test_shards_without_documents(tiny_shards):
     tiny_shards.manifest.shards.clear()
     with pytest.raises(ValueError, match="holds no documents to train on"):

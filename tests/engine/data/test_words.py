@@ -39,4 +39,4 @@ def test_whether_words_are_known(word_starts: list[bool] | None, continuing: lis
     continuation = np.zeros(10, bool)
     continuation[continuing] = True
     reader = FewRows(None if word_starts is None else np.array(word_starts))
-    assert RowSource(reader, None).knows_words(continuation) is known
+    assert RowSource({8: reader}, None).knows_words(continuation) is known
