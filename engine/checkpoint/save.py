@@ -187,6 +187,7 @@ class CheckpointWriter:
         ranks, folder, shapes = world_size(), save.folder, save.manifest.shapes
         files = collect_reports(folder, ranks, save.token, save.cancelled, REPORT_TIMEOUT)
         if files is None:  # the rank that failed tells why
+            shutil.rmtree(folder, ignore_errors=True)
             return
         reader = FragmentReader([folder / name for name in sorted(files)])
         self.export(folder / MODEL, reader.full(WEIGHTS, shapes))
@@ -195,16 +196,22 @@ class CheckpointWriter:
         self.run.publish(save.manifest.step, self.keep)
 
     def _give_up(self, save: Save, error: Exception) -> None:
-        rank = global_rank()
-        with contextlib.suppress(OSError):
-            (save.folder / rank_file(rank)).unlink(missing_ok=True)  # on a full disk the report needs its room
-            publish_report(save.folder, rank, Report(save.token, {}, failed=True))
+        """Keep the reason for ``wait`` and leave nothing behind; rank 0 takes the whole folder away."""
+        rank, folder = global_rank(), save.folder
+        if rank > 0 and not folder.exists():
+            return  # another rank failed before this one, and rank 0 has cleared up
         try:
             known = as_os_error(error) if isinstance(error, (OSError, SafetensorError)) else None
         except SafetensorError:
             known = None
         save.error = error if known is None else None
-        save.problem = explain_write_error(known or OSError(0, repr(error)), save.folder)
+        save.problem = explain_write_error(known or OSError(0, repr(error)), folder)
+        if rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        with contextlib.suppress(OSError):
+            (folder / rank_file(rank)).unlink(missing_ok=True)  # on a full disk the report needs its room
+            publish_report(folder, rank, Report(save.token, {}, failed=True))
 
 
 def _fresh_folder(folder: Path) -> None:
