@@ -204,14 +204,15 @@ class CheckpointWriter:
             known = as_os_error(error) if isinstance(error, (OSError, SafetensorError)) else None
         except SafetensorError:
             known = None
-        save.error = error if known is None else None
-        save.problem = explain_write_error(known or OSError(0, repr(error)), folder)
-        if rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            return
+        problem = explain_write_error(known or OSError(0, repr(error)), folder)
         with contextlib.suppress(OSError):
-            (folder / rank_file(rank)).unlink(missing_ok=True)  # on a full disk the report needs its room
-            publish_report(folder, rank, Report(save.token, {}, failed=True))
+            if rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                (folder / rank_file(rank)).unlink(missing_ok=True)  # on a full disk the report needs its room
+                publish_report(folder, rank, Report(save.token, {}, failed=True))
+        save.error = error if known is None else None
+        save.problem = problem  # last: the run may end as soon as it is there
 
 
 def _fresh_folder(folder: Path) -> None:
