@@ -18,7 +18,6 @@ from tqdm import tqdm
 from engine.config.train import TrainConfig
 from engine.objectives.base import LossTerm
 from engine.train.distributed import global_rank
-from engine.train.timeline import StepSettings
 
 LOGGED_FIGURES = ("loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "memory_bytes", "data_wait", "eta")
 
@@ -36,23 +35,6 @@ def memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What is kept of a step until the next log line, to find what was not finite.
-
-    Attributes:
-        settings: the step.
-        numbers: number of each micro-batch of this rank within the step.
-        losses: loss of each, scalar tensors on the device.
-        norm: of the whole gradient, perhaps still on the device; None where it is not known.
-    """
-
-    settings: StepSettings
-    numbers: list[int]
-    losses: list[Tensor]
-    norm: float | Tensor | None
-
-
 @dataclass
 class Window:
     """Sums since the last log line, on this rank.
@@ -65,7 +47,7 @@ class Window:
         tokens: real tokens of this rank.
         flops: operations of this rank.
         waited: seconds spent waiting for data.
-        steps: the optimizer steps.
+        steps: optimizer steps.
         begun: clock at the window's begin.
     """
 
@@ -76,7 +58,7 @@ class Window:
     tokens: int = 0
     flops: float = 0.0
     waited: float = 0.0
-    steps: list[StepRecord] = field(default_factory=list)
+    steps: int = 0
     begun: float = field(default_factory=time.perf_counter)
 
     def add(self, name: str, term: LossTerm) -> None:

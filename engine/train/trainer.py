@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from engine.data.draws import Draw, stable_seed
 from engine.data.source import BatchSource, Prefetcher, StepBatches, positions_of
 from engine.train.distributed import all_reduce_sum, gather_objects, global_rank, raise_together, world_size
 from engine.train.flops import batch_flops, peak_flops
-from engine.train.metrics import MetricsLog, StepRecord, Window, memory_bytes
+from engine.train.metrics import MetricsLog, Window, memory_bytes
 from engine.train.signals import StopRequest
 from engine.train.timeline import StepSettings, Timeline
 from engine.train.watchdog import Watchdog
@@ -102,6 +101,9 @@ class Trainer:
                 self._log.advance()
                 self._after_step()
             parts.writer.wait()
+        except SharedError:  # on all ranks: a checkpoint that is being written is still worth having
+            parts.writer.wait()
+            raise
         finally:
             batches.close()
             self._log.close()
@@ -136,9 +138,10 @@ class Trainer:
             losses.append(torch.stack([term.loss_sum.detach() for term in terms.values()]).sum())
             window.tokens += batch.num_tokens
             window.flops += batch_flops(parts.arch, batch)
-        window.steps.append(StepRecord(step, work.numbers, losses, parts.engine.norm))
+        window.steps += 1
         window.waited += work.waited
-        self._refuse_endless_skips()
+        if parts.engine.consecutive_skips:
+            self._look_at_skipped(work, losses)
         self.state.step += 1
         self.state.rows_consumed += step.batch_size
 
@@ -151,15 +154,36 @@ class Trainer:
         self._window.count(dict(zip(names, total, strict=True)))
         return {name: count.clamp(min=1.0).float() for name, count in zip(names, total, strict=True)}
 
-    def _refuse_endless_skips(self) -> None:
+    def _look_at_skipped(self, work: StepBatches, losses: list[Tensor]) -> None:
+        """After a step without a finite gradient, which changed nothing: stop all ranks, or go on for a while."""
         skipped, limit = self.parts.engine.consecutive_skips, self.parts.config.max_skipped_steps
-        if skipped >= limit:
-            why = "overflowed in fp16" if self.parts.engine.loss_scale is not None else "had no finite gradient"
+        scaled, checkpoints = self.parts.engine.loss_scale is not None, self.parts.writer.run.checkpoints
+        if self.parts.config.nonfinite == "stop" and not scaled:
+            first = work.step.first_row
+            gradient = f"the gradient is not finite, though the losses are (positions {first} to "
+            gradient += f"{first + work.step.batch_size - 1} in the order of rows)"
+            what = next((text for text in gather_objects(self._nonfinite_loss(work, losses)) if text), gradient)
             raise SharedError(
-                f"step {self.state.step + 1}: the last {skipped} steps {why} and were skipped (train.max_skipped_steps "
-                f"is {limit}). Lower --train.optimizer.lr, take a bf16 file of ds_configs, or begin from an earlier "
-                f"checkpoint; the checkpoints in {self.parts.writer.run.checkpoints} are whole"
+                f"step {work.step.step + 1}: {what}. The checkpoints in {checkpoints} are from before. Lower "
+                "--train.optimizer.lr, lengthen the warmup, set gradient_clipping in ds_config, or pass over such "
+                "steps with --train.nonfinite skip"
             )
+        if skipped >= limit:
+            why = "overflowed in fp16" if scaled else "had no finite gradient"
+            raise SharedError(
+                f"step {work.step.step + 1}: the last {skipped} steps {why} and were skipped (train.max_skipped_steps "
+                f"is {limit}). Lower --train.optimizer.lr, take a bf16 file of ds_configs, or begin from an earlier "
+                f"checkpoint; those in {checkpoints} are whole"
+            )
+
+    def _nonfinite_loss(self, work: StepBatches, losses: list[Tensor]) -> str | None:
+        """The first micro-batch of this rank whose loss is not finite, and its rows."""
+        finite = torch.stack(losses).isfinite().tolist()
+        if all(finite):
+            return None
+        number = work.numbers[finite.index(False)]
+        where = self.parts.source.describe(positions_of(work.step, number), work.step)
+        return f"the loss of micro-batch {number} is not finite ({where})"
 
     def _log_window(self) -> None:
         """Write the line of the window that ends here and begin the next."""
@@ -168,55 +192,27 @@ class Trainer:
         names = sorted(sums)
         local = [float(sums[name]) for name in names]
         summed = all_reduce_sum([*local, window.tokens, window.flops], self._device).tolist()
-        self._check_health()
+        raise_together(self.parts.writer.problem())  # a checkpoint that failed on one rank stops all
+        now = self.parts.timeline.at(state.step - 1)
         seconds = time.perf_counter() - window.begun
         state.tokens += int(summed[-2])
         figures: dict[str, float | int | None] = {
             **window.means(dict(zip(names, summed, strict=False))),
-            "lr": window.steps[-1].settings.lr,
+            "lr": now.lr,
             "grad_norm": engine.gradient_norm(),
             "tokens": state.tokens,
             "tokens_per_second": summed[-2] / seconds,
             "mfu": summed[-1] / seconds / (self._peak * world_size()) if self._peak else None,
             "memory_bytes": max(gather_objects(memory_bytes(self._device))),
             "data_wait": window.waited / seconds,
-            "eta": seconds / len(window.steps) * (self.parts.timeline.steps - state.step),
-            **self.parts.timeline.varying(window.steps[-1].settings),
+            "eta": seconds / window.steps * (self.parts.timeline.steps - state.step),
+            **self.parts.timeline.varying(now),
         }
         if engine.loss_scale is not None or engine.skipped_steps:
             figures |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
         assert self._log is not None
         self._log.write(state.step, figures)
         self._window = Window()
-
-    def _check_health(self) -> None:
-        """Stop all ranks if a checkpoint failed on one, or if the loss or the gradient was not finite."""
-        problems = [self.parts.writer.problem()]
-        if self.parts.config.nonfinite == "stop" and self.parts.engine.loss_scale is None:
-            problems.append(self._nonfinite())
-        raise_together("\n".join(problem for problem in problems if problem) or None)
-
-    def _nonfinite(self) -> str | None:
-        """What was not finite first on this rank since the last line, and the rows it came from."""
-        for record in self._window.steps:
-            finite = torch.stack(record.losses).isfinite().tolist()
-            if not all(finite):
-                number = record.numbers[finite.index(False)]
-                where = self.parts.source.describe(positions_of(record.settings, number), record.settings)
-                return self._explain(record, f"the loss of micro-batch {number} is not finite ({where})")
-            if record.norm is not None and not math.isfinite(record.norm):
-                first = record.settings.first_row
-                rows = f"positions {first} to {first + record.settings.batch_size - 1} in the order of rows"
-                return self._explain(record, f"the gradient is not finite, though the losses are ({rows})")
-        return None
-
-    def _explain(self, record: StepRecord, what: str) -> str:
-        run = self.parts.writer.run
-        return (
-            f"step {record.settings.step + 1}: {what}. The newest checkpoint in {run.checkpoints} is from before. "
-            "Lower --train.optimizer.lr, lengthen the warmup, set gradient_clipping in ds_config, or pass over such "
-            "steps with --train.nonfinite skip"
-        )
 
     def _log_evaluation(self, evaluate: Callable[[StepSettings], dict[str, float]]) -> None:
         assert self._log is not None
