@@ -40,7 +40,7 @@ from engine.models.model import build_model
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.lm import CausalLM
 from engine.objectives.mlm import MaskedLM
-from engine.optim.adamw import build_optimizer
+from engine.optim.build import build_optimizer
 from engine.train.distributed import describe_device, init_distributed
 from engine.train.zero import ZeroEngine
 

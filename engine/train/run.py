@@ -23,7 +23,7 @@ from engine.config.train import BatchShape, TrainConfig
 from engine.data.source import BatchSource
 from engine.models.model import Model
 from engine.objectives.base import Objective
-from engine.optim.adamw import build_optimizer
+from engine.optim.build import bind_optimizer, build_optimizer, describe
 from engine.train.distributed import barrier, describe_device, from_rank_zero, global_rank, raise_together, world_size
 from engine.train.evaluate import Runner
 from engine.train.metrics import say
@@ -86,9 +86,11 @@ def run_training(parts: RunParts) -> RunFolder:
         if from_rank_zero(lambda: _announce(run, parts, resuming)):
             return run
         model = parts.build(not resuming)
+        optimizer = build_optimizer(model, parts.train.optimizer, parts.settings, describe_device().type)
+        say(describe(optimizer))
         writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
         folder, manifest = _first_checkpoint(run, model, writer, resuming)
-        engine = _engine(parts, model)
+        engine = _engine(parts, model, optimizer)
         restore(engine.deepspeed, model, folder, manifest)
         if resuming:
             say(f"going on from step {manifest.step} of {parts.timeline.steps} ({folder})")
@@ -118,8 +120,13 @@ def _first_checkpoint(
 
 
 def _engine(parts: RunParts, model: Model) -> ZeroEngine:
-    optimizer = build_optimizer(model, parts.train.optimizer)
-    return ZeroEngine(model, parts.objective, optimizer, parts.settings)
+    """The optimizer and DeepSpeed round a model with whole weights."""
+    device_type = describe_device().type
+    optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, device_type)
+    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
+    bind_optimizer(engine.deepspeed, model)
+    say(describe(optimizer))
+    return engine
 
 
 def _train(

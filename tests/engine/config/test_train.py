@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.optimizer import OptimizerConfig
 from engine.config.schedule import ScheduleConfig
 from engine.config.train import BatchShape, TrainConfig
 
@@ -29,18 +28,6 @@ def test_defaults_are_without_problems():
         (TrainConfig(keep_checkpoints=-1), "train.keep_checkpoints is -1; it must not be negative"),
         (TrainConfig(eval_every=-1), "train.eval_every is -1; it must not be negative"),
         (TrainConfig(eval_rows=-1), "train.eval_rows is -1; it must not be negative"),
-        (OptimizerConfig(name="lamb"), "train.optimizer.name is 'lamb'; it must be one of adamw"),
-        (OptimizerConfig(lr=0.0), "train.optimizer.lr is 0.0; it must be above 0 and finite"),
-        (OptimizerConfig(lr=math.nan), "train.optimizer.lr is nan"),
-        (OptimizerConfig(lr=math.inf), "train.optimizer.lr is inf"),
-        (OptimizerConfig(betas=(0.9, 1.0)), "train.optimizer.betas are [0.9, 1.0]; each must be in [0, 1)"),
-        (OptimizerConfig(betas=(math.nan, 0.9)), "train.optimizer.betas are [nan, 0.9]"),
-        (OptimizerConfig(eps=0.0), "train.optimizer.eps is 0.0; it must be above 0 and finite"),
-        (
-            OptimizerConfig(weight_decay=-0.1),
-            "train.optimizer.weight_decay is -0.1; it must not be negative, and finite",
-        ),
-        (OptimizerConfig(weight_decay=math.nan), "train.optimizer.weight_decay is nan"),
         (
             ScheduleConfig(name="step"),
             "train.schedule.name is 'step'; it must be one of linear, cosine, cosine_restarts",
@@ -75,9 +62,7 @@ def test_defaults_are_without_problems():
 def test_each_problem_has_its_message(config, message):
     found = config.problems()
     assert len(found) == 1 and found[0].startswith(message)
-    if isinstance(config, OptimizerConfig):
-        assert replace(TrainConfig(), optimizer=config).problems() == found
-    elif isinstance(config, ScheduleConfig):
+    if isinstance(config, ScheduleConfig):
         assert replace(TrainConfig(), schedule=config).problems() == found
 
 

@@ -23,7 +23,7 @@ from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.lm import CausalLM
 from engine.objectives.mlm import MaskedLM
 from engine.objectives.registry import CAUSAL, OBJECTIVES, build_objective
-from engine.optim.adamw import build_optimizer
+from engine.optim.build import build_optimizer
 
 SIZE = 61
 IDS = {"unk": 0, "cls": 1, "sep": 2, "mask": 3, "bos": 1, "eos": 2}
