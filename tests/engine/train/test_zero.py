@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.engine.ranks import run_ranks
-from tests.engine.train.zero_layouts import FP32_SUMS, Layout, build, plain_loop, train
+from tests.engine.train.zero_layouts import FP32_SUMS, Layout, begin, build, plain_loop, train
 
 MODULE = "tests.engine.train.test_zero"
 STEPS = range(5)
@@ -23,6 +23,7 @@ BF16 = [
 
 def curves(folder: Path) -> list[Any]:
     """Losses and norms of every layout, with fixed and with varying accumulation."""
+    begin()
     found = []
     for layout in [*FP32, *BF16]:
         fixed = train(build(layout, folder), STEPS)

@@ -20,7 +20,7 @@ from engine.data.batch import PackedBatch, Targets, pack
 from engine.models.heads import MaskedLMHead
 from engine.models.model import Model, build_model
 from engine.objectives.base import LossTerm, cross_entropy_term, encode
-from engine.train.distributed import gather_objects
+from engine.train.distributed import gather_objects, init_distributed
 from engine.train.zero import ZeroEngine
 
 CLIP, RATE, ROWS = 0.5, 3e-3, 12
@@ -92,6 +92,12 @@ def groups(model: nn.Module, decay: float = 0.1) -> list[dict[str, Any]]:
     ]
 
 
+def begin() -> None:
+    """What every rank does first."""
+    torch.set_num_threads(1)
+    init_distributed()
+
+
 def build(layout: Layout, folder: Path, seed: int = 0, arch: ArchConfig = ARCH) -> ZeroEngine:
     """An engine that has taken no step; like every run it starts by loading a checkpoint."""
     model = tiny_model(seed, layout.frozen, arch)
@@ -132,13 +138,17 @@ def make_batch(tokens: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> Pa
 
 
 def train(
-    engine: ZeroEngine, steps: Sequence[int], accumulation: Sequence[int] | int = 2, poison: int | None = None
+    engine: ZeroEngine,
+    steps: Sequence[int],
+    accumulation: Sequence[int] | int = 2,
+    poison: int | None = None,
+    arch: ArchConfig = ARCH,
 ) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of steps; accumulation may differ from step to step."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     losses, norms = [], []
     for number, step in enumerate(steps):
-        tokens, chosen = rows(step)
+        tokens, chosen = rows(step, arch)
         share = slice(ROWS // ranks * rank, ROWS // ranks * (rank + 1))
         targets = sum(map(len, chosen))
         parts = accumulation if isinstance(accumulation, int) else accumulation[number]
