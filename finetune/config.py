@@ -39,7 +39,10 @@ class FinetuneTrainConfig(TrainConfig):
         return super().problems() if self.steps else replace(self, steps=1).problems()
 
     def for_epochs(self, output: str, epochs: int, num_examples: int) -> FinetuneTrainConfig:
-        """Fill in the output, and what follows from the epochs: an epoch is ceil(num_examples / batch_size) steps."""
+        """Fill in the output, the optimizer's own defaults, and what follows from the epochs.
+
+        An epoch is ceil(num_examples / batch_size) steps.
+        """
         epoch = math.ceil(num_examples / self.batch_size)
         return replace(
             self,
@@ -47,6 +50,7 @@ class FinetuneTrainConfig(TrainConfig):
             steps=self.steps or epochs * epoch,
             save_every=self.save_every or epoch,
             eval_every=self.eval_every or epoch,
+            optimizer=self.optimizer.completed(),
         )
 
 

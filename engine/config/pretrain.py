@@ -95,5 +95,6 @@ class PretrainConfig:
         return [whole.overridden(stage) for stage in self.stages] or [whole]
 
     def completed(self) -> PretrainConfig:
-        """The same run with the sum of the stages' steps as its own."""
-        return replace(self, train=replace(self.train, steps=sum(stage.steps for stage in self.all_stages())))
+        """The same run with what follows from other settings: its steps, and the optimizer's own defaults."""
+        steps = sum(stage.steps for stage in self.all_stages())
+        return replace(self, train=replace(self.train, steps=steps, optimizer=self.train.optimizer.completed()))

@@ -17,13 +17,19 @@ from engine.checkpoint.save import CheckpointWriter, ModelExporter
 from engine.checkpoint.state import model_shapes, refuse_other_model, restore
 from engine.config.arch import ArchConfig
 from engine.config.cli import collect
-from engine.config.deepspeed_json import DeepSpeedSettings, Device, deepspeed_problems, read_deepspeed_json
+from engine.config.deepspeed_json import (
+    DeepSpeedSettings,
+    Device,
+    complete_deepspeed_config,
+    deepspeed_problems,
+    read_deepspeed_json,
+)
 from engine.config.stages import Stage
 from engine.config.train import BatchShape, TrainConfig
 from engine.data.source import BatchSource
 from engine.models.model import Model
 from engine.objectives.base import Objective
-from engine.optim.build import bind_optimizer, build_optimizer, describe
+from engine.optim.build import bind_optimizer, build_optimizer, describe, optimizer_problems
 from engine.train.distributed import barrier, describe_device, from_rank_zero, global_rank, raise_together, world_size
 from engine.train.evaluate import Runner
 from engine.train.metrics import say
@@ -86,11 +92,12 @@ def run_training(parts: RunParts) -> RunFolder:
         if from_rank_zero(lambda: _announce(run, parts, resuming)):
             return run
         model = parts.build(not resuming)
-        optimizer = build_optimizer(model, parts.train.optimizer, parts.settings, describe_device().type)
+        optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, describe_device().type)
         say(describe(optimizer))
         writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
         folder, manifest = _first_checkpoint(run, model, writer, resuming)
-        engine = _engine(parts, model, optimizer)
+        engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
+        bind_optimizer(engine.deepspeed, model)
         restore(engine.deepspeed, model, folder, manifest)
         if resuming:
             say(f"going on from step {manifest.step} of {parts.timeline.steps} ({folder})")
@@ -117,16 +124,6 @@ def _first_checkpoint(
         say(f"passed over: {complaint}")
     from_rank_zero(lambda: run.return_to(manifest.step))
     return folder, manifest
-
-
-def _engine(parts: RunParts, model: Model) -> ZeroEngine:
-    """The optimizer and DeepSpeed round a model with whole weights."""
-    device_type = describe_device().type
-    optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, device_type)
-    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
-    bind_optimizer(engine.deepspeed, model)
-    say(describe(optimizer))
-    return engine
 
 
 def _train(
@@ -203,6 +200,9 @@ def check_settings(
     tree: dict[str, Any] | None = collect(problems, lambda: read_deepspeed_json(ds_config))
     if tree is not None:
         problems += deepspeed_problems(tree, ds_config, shape, device)
+    if tree is not None and not problems:
+        settings = complete_deepspeed_config(tree, shape, device)
+        problems += optimizer_problems(last.optimizer, settings, device.type)
     return tree, shape, device
 
 
