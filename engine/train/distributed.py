@@ -73,22 +73,34 @@ def init_distributed(join_seconds: float = JOIN_SECONDS) -> torch.device:
         torch.cuda.set_device(local_rank())
     else:  # deepspeed.comm.torch as an attribute is torch itself
         importlib.import_module("deepspeed.comm.torch").__dict__["build_shm_op"] = lambda: None
-    store = None if torch.distributed.is_initialized() else _meet(join_seconds)
+    backend, device = ("nccl", torch.device("cuda", local_rank())) if on_gpu else ("gloo", torch.device("cpu"))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(
+            backend,
+            store=_meet(join_seconds),
+            rank=global_rank(),
+            world_size=world_size(),
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=device if on_gpu and world_size() > 1 else None,
+        )
     deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo", verbose=False, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT
+        dist_backend=backend, verbose=False, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT
     )
-    del store  # rank 0's serves all: not before the process group holds it too
-    return torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+    return device
 
 
 def _meet(seconds: float) -> torch.distributed.Store:
-    """Wait until all ranks have started: a group that is made without one of them would wait for it much longer."""
+    """The store of all ranks, once all have come: a group made without one of them would wait for it much longer.
+
+    torchrun restarts ranks beside a store that holds what the first ones wrote, so each start has its own part of it.
+    """
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    limit = timedelta(seconds=seconds)
     try:
-        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=seconds)))
-        store.set(f"joined/{rank}", b"")
-        names = [f"joined/{other}" for other in range(size)]
-        store.wait(names, timedelta(seconds=seconds))
+        found, rank, size = next(torch.distributed.rendezvous("env://", timeout=limit))
+        store = torch.distributed.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+        store.set(f"joined/{rank}", "")
+        store.wait([f"joined/{other}" for other in range(size)], limit)
     except torch.distributed.DistError as error:
         first_line = str(error).partition("\n")[0]
         raise RankLostError(
@@ -97,7 +109,7 @@ def _meet(seconds: float) -> torch.distributed.Store:
             "or WORLD_SIZE looks the same",
             tell=local_rank() == 0,
         ) from None
-    return cast(torch.distributed.Store, store)
+    return store
 
 
 def _set_defaults() -> None:

@@ -275,7 +275,7 @@ def _connect() -> torch.distributed.Store:
 
 
 def _tell(found: tuple[int, str]) -> None:
-    print(f"error: {found[1]}; the other ranks stop", file=sys.stderr, flush=True)
+    print(f"\nerror: {found[1]}; the other ranks stop", file=sys.stderr, flush=True)  # a progress bar has its own line
 
 
 def _in_words(error: BaseException) -> str:
