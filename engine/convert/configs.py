@@ -73,7 +73,13 @@ THEIR_ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
 
 # model type -> head -> class; "" is the encoder alone
 CLASSES = {
-    "bert": {"": "BertModel", "mlm": "BertForMaskedLM", "classification": "BertForSequenceClassification"},
+    "bert": {
+        "": "BertModel",
+        "mlm": "BertForMaskedLM",
+        "mlm + nsp": "BertForPreTraining",
+        "mlm + sop": "BertForPreTraining",
+        "classification": "BertForSequenceClassification",
+    },
     "gpt2": {"": "GPT2Model", "lm": "GPT2LMHeadModel", "classification": "GPT2ForSequenceClassification"},
 }
 DEFAULT_OBJECTIVE = {"bert": "mlm", "gpt2": "lm"}
@@ -99,7 +105,7 @@ def huggingface_class(arch: ArchConfig) -> str:
 
 
 def class_name(arch: ArchConfig, heads: Sequence[str]) -> str:
-    """Name the transformers class of an architecture with no head or one of mlm, lm, classification.
+    """Name the transformers class of an architecture with no head, one of mlm, lm, classification, or mlm and a pair's.
 
     Raises:
         ValueError: if there is none.
@@ -120,7 +126,7 @@ def config_to_huggingface(
 
     Args:
         arch: the architecture.
-        heads: none, or one of mlm, lm, classification.
+        heads: none; one of mlm, lm, classification; or mlm and one of nsp, sop.
         special_ids: token ids by role; pad, bos and eos are written, null where the vocabulary has none.
         labels: names of the classes in the order of the logits.
 

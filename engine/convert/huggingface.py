@@ -38,6 +38,10 @@ BERT = (
     ("heads.mlm.dense.{p}", "cls.predictions.transform.dense.{p}", SAME),
     ("heads.mlm.norm.{p}", "cls.predictions.transform.LayerNorm.{p}", SAME),
     ("heads.mlm.bias", "cls.predictions.bias", ROWS),
+    ("heads.nsp.pooler.{p}", "~pooler.dense.{p}", SAME),
+    ("heads.nsp.classifier.{p}", "cls.seq_relationship.{p}", SAME),
+    ("heads.sop.pooler.{p}", "~pooler.dense.{p}", SAME),
+    ("heads.sop.classifier.{p}", "cls.seq_relationship.{p}", SAME),
     ("heads.classification.pooler.{p}", "~pooler.dense.{p}", SAME),
     ("heads.classification.classifier.{p}", "classifier.{p}", SAME),
 )
@@ -54,6 +58,7 @@ GPT2 = (
     ("heads.classification.score.weight", "score.weight", SAME),
 )
 TABLES = {"bert": BERT, "gpt2": GPT2}
+PAIR_HEADS = ("heads.nsp.", "heads.sop.")
 PREFIXES = {"bert": "bert.", "gpt2": "transformer."}
 
 # Theirs that may stand in a file as a second name of another tensor.
@@ -89,13 +94,13 @@ def to_huggingface(
     Args:
         weights: by our names; may hold other heads, which stay behind. Any dtype and device.
         arch: the architecture.
-        heads: the head to take along: none, or one of mlm, lm, classification.
+        heads: the heads to take along: none; one of mlm, lm, classification; or mlm and one of nsp, sop.
         special_ids: token ids by role, for config.json.
         labels: names of the classes, for config.json; None names them LABEL_0, LABEL_1 ... as transformers does.
 
     Returns:
         The content of config.json, and fp32 CPU tensors by their names, without vocabulary padding. Without a head a
-        BERT takes the pooler of ``heads.classification`` along, if there is one.
+        BERT takes the pooler of a classifier or of pairs along, if there is one.
 
     Raises:
         ValueError: if no transformers class computes the architecture or has the heads, a tensor is missing, or
@@ -126,7 +131,8 @@ def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig) -> dict[st
 
     Returns:
         fp32 tensors by our names, the vocabulary padded: the whole encoder, and of the heads what was found
-        (``heads.mlm.*``, ``heads.classification.*``, whose pooler can come without its classifier).
+        (``heads.mlm.*``, ``heads.classification.*``, whose pooler can come without its classifier; the head of a
+        BertForPreTraining both as ``heads.nsp.*`` and as ``heads.sop.*``, since the file does not tell which it is).
 
     Raises:
         ValueError: if a tensor of the encoder is missing, unknown or of another shape, or tied ones differ.
@@ -139,7 +145,10 @@ def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig) -> dict[st
     if missing := [name for name in encoder if name not in tensors]:
         raise ValueError(f"{len(missing)} tensors of the {model_type} are missing: {first_of(missing)}")
     weights: dict[str, Tensor] = {}
+    has_pairs = "cls.seq_relationship.weight" in tensors
     for rule in rules:
+        if rule.ours.startswith(PAIR_HEADS) and not has_pairs:
+            continue  # its pooler is a classifier's
         if all(name in tensors for name in rule.theirs):
             theirs = [tensors[name].detach().to("cpu", torch.float32) for name in rule.theirs]
             weights[rule.ours] = join_to_ours(theirs, rule.change, arch)

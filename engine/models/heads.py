@@ -48,6 +48,19 @@ class CausalLMHead(nn.Module):
         return F.linear(hidden, word_embedding, self.padding_bias.to(word_embedding.dtype))
 
 
+class SentencePairHead(nn.Module):
+    """Whether two sentences belong together: BERT's pooler and two classes (arXiv:1810.04805, section 3.1)."""
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.pooler = Linear(arch.hidden_size, arch.hidden_size)
+        self.classifier = Linear(arch.hidden_size, 2)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """Classify pairs by the hidden state of their first token: [M, D] to logits [M, 2]."""
+        return self.classifier(torch.tanh(self.pooler(first)))
+
+
 class SequenceClassificationHead(nn.Module):
     """A class for each sequence: from its first token by a pooler (BERT), from its last where causal (GPT-2)."""
 

@@ -16,12 +16,13 @@ from engine.config.masking import MaskingConfig
 from engine.config.optimizer import OptimizerConfig
 from engine.config.pretrain import PretrainConfig
 from engine.data.batch import PackedBatch, Targets
-from engine.data.rows import Piece, Row
+from engine.data.rows import Piece, PieceSentences, Row, Sentences, TokenRange
 from engine.models.layout import PackedLayout
 from engine.models.model import Model, build_model
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.lm import CausalLM
 from engine.objectives.mlm import MaskedLM
+from engine.objectives.pairs import PairedMaskedLM
 from engine.objectives.registry import CAUSAL, OBJECTIVES, build_objective
 from engine.optim.build import build_optimizer
 
@@ -166,10 +167,78 @@ def test_batch_without_targets_costs_nothing():
 
 
 def test_registry():
-    assert set(OBJECTIVES) == set(CAUSAL) == set(NAMES)
-    for name, arch in (("mlm", BERT), ("lm", GPT2)):
+    assert set(OBJECTIVES) == set(CAUSAL) == {*NAMES, "mlm,nsp", "mlm,sop"}
+    for name, arch in (("mlm", BERT), ("lm", GPT2), ("mlm,nsp", BERT), ("mlm,sop", BERT)):
         assert build_objective(name, PretrainConfig(ds_config="x"), arch, VOCABULARY).name == name
     with pytest.raises(ValueError, match=r"objective lm needs a causal model, and arch.causal is False; .* mlm"):
         build_objective("lm", PretrainConfig(ds_config="x"), BERT, VOCABULARY)
     with pytest.raises(ValueError, match=r"objective mlm needs a bidirectional model, and arch.causal is True; .* lm"):
         build_objective("mlm", PretrainConfig(ds_config="x"), GPT2, VOCABULARY)
+    with pytest.raises(ValueError, match=r"objective mlm,nsp needs segments 0 and 1, and arch.num_segments is 1; set"):
+        build_objective("mlm,nsp", PretrainConfig(ds_config="x"), replace(BERT, num_segments=1), VOCABULARY)
+
+
+@pytest.mark.parametrize("pair", ["nsp", "sop"])
+def test_pairs_are_learnt_beside_masks(pair):
+    """One batch is learnt by heart, both its masks and its pairs."""
+    torch.manual_seed(0)
+    arch = replace(BERT, init_std=0.05)
+    objective = PairedMaskedLM(pair, MaskingConfig(rate=0.3), VOCABULARY, 1, 0.1)
+    model = build_model(arch, objective.make_heads(arch), seed=1)
+    assert {name.split(".")[1] for name, _ in model.named_parameters() if name.startswith("heads.")} == {"mlm", pair}
+    batch = objective.collate(pair_rows())
+    assert set(batch.counts) == {"mlm", pair} and batch.counts[pair] == 12
+    optimizer = build_optimizer(model, OptimizerConfig(lr=5e-3))
+    for _ in range(45):
+        terms = objective.losses(model, batch)
+        sum(term.loss_sum / term.num_targets for term in terms.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    terms = objective.losses(model, batch, with_accuracy=True)
+    assert [term.weight for term in terms.values()] == [1.0, 1.0]
+    assert int(terms[pair].correct) == 12
+    assert int(terms["mlm"].correct) / terms["mlm"].num_targets > 0.8
+
+
+@pytest.mark.parametrize("pair", ["nsp", "sop"])
+def test_pair_loss_is_that_of_each_pair_alone(pair):
+    objective = PairedMaskedLM(pair, MaskingConfig(rate=0.3), VOCABULARY, 1, 0.1)
+    model = build_model(replace(BERT, init_std=0.2), objective.make_heads(BERT), seed=1)
+    batch = objective.collate(pair_rows())
+    term = objective.losses(model, batch)[pair]
+    loss, right = 0.0, 0
+    for begin, end, label in zip(
+        batch.layout.cu_seqlens[:-1], batch.layout.cu_seqlens[1:], batch.targets[pair].labels, strict=True
+    ):
+        layout = PackedLayout.from_lengths([int(end - begin)])
+        hidden = model.encoder(batch.tokens[begin:end], torch.arange(end - begin), batch.segments[begin:end], layout)
+        head = model.heads[pair]
+        pooled = torch.tanh(hidden[0] @ head.pooler.weight.T + head.pooler.bias)
+        chances = (pooled @ head.classifier.weight.T + head.classifier.bias).double().softmax(-1)
+        loss -= float(chances.detach()[label].log())
+        right += int(chances.argmax() == label)
+    assert term.loss_sum.item() == pytest.approx(loss, rel=1e-5)
+    assert int(term.correct) == right  # counted in training too
+    assert term.num_targets == 12
+
+
+def pair_rows() -> list[Row]:
+    """Four rows of three windows, each of two sentences or more, with text of another document."""
+    generator = np.random.default_rng(1)
+    starts = np.array([0, 6, 13, 20, 30], np.int64)
+    other = TokenRange(
+        generator.integers(4, SIZE, 30).astype(np.uint16), None, Sentences(starts, np.array([0, 30], np.int64), 6)
+    )
+    result = []
+    for index in range(4):
+        pieces = [
+            Piece(
+                generator.integers(4, SIZE, size).astype(np.uint16),
+                True,
+                None,
+                PieceSentences(np.array([5, 7], np.int64), True, number),
+            )
+            for number, size in enumerate((11, 9, 12))
+        ]
+        result.append(Row(tuple(pieces), 0, index, other))
+    return result
