@@ -147,9 +147,9 @@ class FragmentReader:
             except (SafetensorError, OSError, ValueError) as error:
                 raise ValueError(f"{file} is no file of a checkpoint: {error}") from None
 
-    def kinds(self) -> set[str]:
-        """Kinds of tensors there are."""
-        return {kind for kind, _ in self._pieces}
+    def kinds(self, name: str | None = None) -> set[str]:
+        """Kinds of tensors there are, of one parameter or of any."""
+        return {kind for kind, parameter in self._pieces if name in (None, parameter)}
 
     def read(self, kind: str, name: str, offset: int, size: int) -> Tensor:
         """Elements offset to offset + size of a flattened parameter: [size] fp32.

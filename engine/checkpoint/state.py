@@ -68,6 +68,10 @@ def snapshot(
                     tensors[name] = _copy_into(buffers, name, fragment.of(values)[first:last])
     for name, (offset, values) in frozen_weights(model).items():
         tensors[label(WEIGHTS, name, offset)] = values
+    for number, ((kind, parameter), values) in enumerate(_replicated_state(optimizer).items()):
+        if number % ranks == rank:
+            name = label(kind, parameter, 0)
+            tensors[name] = _copy_into(buffers, name, values)
     if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()  # copies into pinned memory do not wait
     return tensors, {"name": type(optimizer).__name__, STEP: steps, SCALER: scaler_state(engine)}
@@ -137,6 +141,12 @@ def _dynamic_scaler(engine: Any) -> Any | None:
     return scaler if getattr(scaler, "dynamic", False) else None
 
 
+def _replicated_state(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], Tensor]:
+    """What an optimizer keeps of parameters on every rank alike, by kind and parameter, such as Adafactor's factors."""
+    find = getattr(optimizer, "replicated_state", None)
+    return {} if find is None else find()
+
+
 def _host_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
 
@@ -174,15 +184,22 @@ def restore(engine: Any, model: nn.Module, folder: Path, manifest: CheckpointMan
     """
     refuse_other_model(model_shapes(model), manifest.shapes, f"checkpoint {folder}")
     reader = FragmentReader([folder / name for name in manifest.files])
-    kinds = sorted(reader.kinds() - {WEIGHTS})
     found = fragments(engine, model)
     optimizer = base_optimizer(engine)
+    replicated = _replicated_state(optimizer)
+    elsewhere = {WEIGHTS, *(kind for kind, _ in replicated)}
     pieces = {id(key): group for key, group in by_key(found)}
     for key in all_keys(engine, found):
+        held = pieces.get(id(key), [])
+        # Which kinds there are can differ by parameter; a key that is all padding may have any.
+        kinds = set().union(*(reader.kinds(fragment.name) for fragment in held)) if held else reader.kinds()
         with resident(engine, key, written=True):
-            _reset_state(optimizer, key, kinds, manifest)
-            for fragment in pieces.get(id(key), ()):
-                _restore_fragment(fragment, reader, kinds, optimizer)
+            _reset_state(optimizer, key, sorted(kinds - elsewhere), manifest)
+            for fragment in held:
+                _restore_fragment(fragment, reader, kinds - elsewhere, optimizer)
+    for (kind, name), values in replicated.items():
+        there = kind in reader.kinds(name)  # not before the first step
+        values.copy_(reader.read(kind, name, 0, values.numel()) if there else torch.zeros_like(values))
     _restore_frozen(model, reader)
     refresh_model_weights(engine, found)
     restore_scaler(engine, manifest.optimizer.get(SCALER, {}))
@@ -193,7 +210,8 @@ def restore(engine: Any, model: nn.Module, folder: Path, manifest: CheckpointMan
 
 def _reset_state(optimizer: torch.optim.Optimizer, key: Tensor, kinds: list[str], manifest: CheckpointManifest) -> None:
     """Zeros for the optimizer's state of a key, in the tensors that are there: DeepSpeed may know them by identity."""
-    if not kinds:
+    steps = int(manifest.optimizer.get(STEP, 0))
+    if not steps:
         optimizer.state.pop(key, None)
         return
     state = optimizer.state[key]
@@ -204,11 +222,13 @@ def _reset_state(optimizer: torch.optim.Optimizer, key: Tensor, kinds: list[str]
             state[kind].zero_()
         else:
             state[kind] = torch.zeros_like(key.detach(), dtype=torch.float32)
-    state[STEP] = torch.tensor(float(manifest.optimizer[STEP]), device=key.device)  # where a fused optimizer keeps it
+    # torch counts in tensors, a fused optimizer on the device of the key; all others count in numbers.
+    in_tensors = type(optimizer).__module__.startswith("torch.")
+    state[STEP] = torch.tensor(float(steps), device=key.device) if in_tensors else steps
 
 
 def _restore_fragment(
-    fragment: Fragment, reader: FragmentReader, kinds: list[str], optimizer: torch.optim.Optimizer
+    fragment: Fragment, reader: FragmentReader, kinds: set[str], optimizer: torch.optim.Optimizer
 ) -> None:
     where = (fragment.name, fragment.offset, fragment.size)
     fragment.weights.copy_(reader.read(WEIGHTS, *where))
