@@ -9,7 +9,7 @@ from engine.config.masking import MaskingConfig
 from engine.config.stages import MIN_LENGTH, Stage, StageConfig, ramp_problems
 from engine.config.train import TrainConfig
 
-OBJECTIVE_NAMES = ("mlm", "lm")
+OBJECTIVE_NAMES = ("mlm", "mlm,nsp", "mlm,sop", "lm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class PretrainConfig:
         ds_config: DeepSpeed JSON file: precision, ZeRO, clipping, communication (see ds_configs/README.md).
         model: architecture: a preset's name, a YAML file, or a model folder with a config.json.
         arch: single settings of the architecture that replace the preset's.
-        objective: mlm or lm; the preset's own where not given.
+        objective: mlm, mlm,nsp, mlm,sop or lm; the preset's own where not given.
         init_from: model folder whose weights the run starts from.
         masking: masked-language-model targets.
         data: the training text.

@@ -242,7 +242,7 @@ def initial_model(resolved: Resolved, fresh: bool) -> Model:
 
 def export(resolved: Resolved, folder: Path, weights: dict[str, Tensor]) -> None:
     """Write weights as a Hugging Face folder; its tokenizer adds the special tokens of the model's sequences."""
-    heads = [resolved.objective.name]
+    heads = resolved.objective.name.split(",")
     config, tensors = to_huggingface(weights, resolved.arch, heads, resolved.tokenizer.special_ids)
     template = LANGUAGE_MODEL if resolved.arch.causal else BERT
     resolved.tokenizer.save(folder, template, resolved.arch.max_positions)
