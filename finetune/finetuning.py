@@ -91,6 +91,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             arch=resolved.arch,
             seed=config.seed,
             resolved=resolved_tree(resolved),
+            defaults=asdict(FinetuneConfig(ds_config="", model="", train_file="", dev_file="")),
             objective=task,
             source=sources["train"],
             build=partial(initial_model, resolved),

@@ -87,6 +87,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             arch=resolved.arch,
             seed=config.seed,
             resolved=resolved_tree(resolved),
+            defaults=asdict(PretrainConfig(ds_config="")),
             objective=objective,
             source=source,
             build=lambda fresh: initial_model(resolved, fresh),

@@ -51,6 +51,7 @@ class RunParts:
         arch: the architecture.
         seed: seed of dropout.
         resolved: all settings as a JSON tree, compared with those of an earlier start.
+        defaults: what each setting is where it is not given, for starts of a version that did not know it.
         objective: what is learned.
         source: training samples.
         build: makes the model with its first weights; called where the run begins and where it goes on.
@@ -66,6 +67,7 @@ class RunParts:
     arch: ArchConfig
     seed: int
     resolved: dict[str, Any]
+    defaults: dict[str, Any]
     objective: Objective
     source: BatchSource
     build: Callable[[bool], Model]
@@ -88,7 +90,7 @@ def run_training(parts: RunParts) -> RunFolder:
     """
     run = RunFolder(parts.train.output)
     with Watchdog(parts.train.rank_timeout) as watchdog:
-        resuming = from_rank_zero(lambda: run.open(parts.resolved))
+        resuming = from_rank_zero(lambda: run.open(parts.resolved, parts.defaults))
         if from_rank_zero(lambda: _announce(run, parts, resuming)):
             return run
         model = parts.build(not resuming)

@@ -152,6 +152,21 @@ def test_finished_run_says_so_and_more_steps_go_on(two_rank_run, tmp_path):
     assert os.readlink(run / "model") == "checkpoints/step-12/model"
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on(two_rank_run, tmp_path):
+    """What its config.json lacks counts as the default; with another value it is a change."""
+    shards = json.loads((two_rank_run / "whole" / "config.json").read_text())["data"]["shards"]
+    run = tmp_path / "run"
+    copy_up_to(two_rank_run / "whole", run, step=8)
+    config = json.loads((run / "config.json").read_text())
+    del config["stages"], config["train"]["batch_ramp"], config["train"]["optimizer"]["layer_decay"]
+    del config["train"]["schedule"]["power"], config["masking"]["span"], config["data"]["short_seq_prob"]
+    (run / "config.json").write_text(json.dumps(config))
+    other = commands.run(commands.PRETRAIN, options(shards, run, fp32(tmp_path, 2), "--train.schedule.power", "2"))
+    assert other.returncode == 2 and "train.schedule.power: 1.0 there, 2.0 now" in other.stdout, other.stdout
+    done = commands.run(commands.PRETRAIN, options(shards, run, fp32(tmp_path, 2)))
+    assert done.returncode == 0 and "going on from step 8" in done.stdout, done.stdout
+
+
 def test_damaged_checkpoint_is_passed_over(two_rank_run, tmp_path):
     shards = json.loads((two_rank_run / "whole" / "config.json").read_text())["data"]["shards"]
     run = tmp_path / "run"
