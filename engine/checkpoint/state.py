@@ -68,8 +68,9 @@ def snapshot(
                     tensors[name] = _copy_into(buffers, name, fragment.of(values)[first:last])
     for name, (offset, values) in frozen_weights(model).items():
         tensors[label(WEIGHTS, name, offset)] = values
+    stepped = any(int(state.get(STEP, 0)) for state in optimizer.state.values())
     for number, ((kind, parameter), values) in enumerate(_replicated_state(optimizer).items()):
-        if number % ranks == rank:
+        if stepped and number % ranks == rank:
             name = label(kind, parameter, 0)
             tensors[name] = _copy_into(buffers, name, values)
     if torch.cuda.is_available():
@@ -142,7 +143,7 @@ def _dynamic_scaler(engine: Any) -> Any | None:
 
 
 def _replicated_state(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], Tensor]:
-    """What an optimizer keeps of parameters on every rank alike, by kind and parameter, such as Adafactor's factors."""
+    """What an optimizer keeps of parameters on every rank alike, by kind and name, such as Adafactor's factors."""
     find = getattr(optimizer, "replicated_state", None)
     return {} if find is None else find()
 
