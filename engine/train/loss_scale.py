@@ -1,4 +1,4 @@
-"""The fp16 loss scale where DeepSpeed 0.19.8 gets it wrong: at ZeRO stage 0."""
+"""The fp16 loss scale, where DeepSpeed 0.19.8 gets it wrong."""
 
 from __future__ import annotations
 
@@ -9,35 +9,48 @@ import torch
 AT_MINIMUM = "loss scale already at minimum"  # part of the exception that DeepSpeed's scaler raises
 
 
-class ReplicatedScaler:
-    """Loss scaling at stage 0, by the scaler that DeepSpeed uses at the other stages.
+class LossScaling:
+    """Multiplies the loss by a scale and divides the gradient by the same.
 
-    At stage 0 DeepSpeed divides gradients by a scale that it never multiplied the loss by, changes the scale before
-    that division, reports the norm undivided and knows no hysteresis.
+    DeepSpeed changes the scale between the two, so in a step where it doubles the gradient is halved. At stage 0 it
+    also never multiplies the loss, reports the norm undivided and knows no hysteresis.
     """
 
-    def __init__(self, engine: Any) -> None:
-        """Take over the scale of a DeepSpeed engine at stage 0 in fp16."""
+    def __init__(self, engine: Any, replicated: bool) -> None:
+        """Take over the scale of a DeepSpeed engine.
+
+        Args:
+            engine: computing in fp16.
+            replicated: whether it is at stage 0; there it gets the scaler that DeepSpeed uses at the other stages.
+        """
         from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 
-        self._wrapper = engine.optimizer
-        self.scaler = CreateLossScaler(
-            torch.half, engine.loss_scale(), engine.dynamic_loss_scale(), engine.dynamic_loss_scale_args()
-        )
-        self._wrapper.loss_scaler = self.scaler  # checkpoints look for it here, as at the other stages
-        self._wrapper._update_scale = lambda overflow: None  # ours comes after the division
-        self._used = 1.0
+        self._engine, self._wrapper, self._replicated = engine, engine.optimizer, replicated
+        self._wrapper._update_scale = lambda overflow=False: None  # ours comes after the division
+        if replicated:
+            arguments = engine.loss_scale(), engine.dynamic_loss_scale(), engine.dynamic_loss_scale_args()
+            self._wrapper.loss_scaler = CreateLossScaler(torch.half, *arguments)
+
+    @property
+    def scale(self) -> float:
+        """What the loss of the next step is multiplied by."""
+        return float(self._wrapper.loss_scaler.cur_scale)
+
+    @property
+    def missing(self) -> float:
+        """What the loss has yet to be multiplied by before DeepSpeed's backward call."""
+        return self.scale if self._replicated else 1.0
 
     def before_step(self) -> None:
-        """Have gradients divided by the scale that their loss was multiplied by."""
-        self._used = self._wrapper.loss_scale_config.cur_scale = float(self.scaler.cur_scale)
+        """Have the gradient divided by the scale that the loss was multiplied by."""
+        if self._replicated:
+            self._wrapper.loss_scale_config.cur_scale = self.scale
 
     def after_step(self) -> None:
         """Adapt the scale to what the step met."""
-        norm = self._wrapper._global_grad_norm
-        if norm is not None:
-            self._wrapper._global_grad_norm = norm / self._used
-        self.scaler.update_scale(self._wrapper.overflow)
+        if self._replicated:
+            self._engine._global_grad_norm = self._wrapper._global_grad_norm / self.scale
+        self._wrapper.loss_scaler.update_scale(self._wrapper.overflow)
 
 
 def minimum_message(step: int, skipped: int) -> str:

@@ -19,7 +19,7 @@ from engine.config.optimizer import OptimizerConfig
 from engine.data.batch import PackedBatch
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
-from engine.train.loss_scale import AT_MINIMUM, ReplicatedScaler, minimum_message
+from engine.train.loss_scale import AT_MINIMUM, LossScaling, minimum_message
 
 T = TypeVar("T")
 
@@ -70,9 +70,8 @@ class ZeroEngine:
         self._ranks = torch.distributed.get_world_size()
         self._plain = layout_of(self.deepspeed) == PLAIN
         self._norm: Tensor | None = None
-        self._scaled = settings.precision == "fp16"
         replicated = is_replicated(self.deepspeed)
-        self._scaler = ReplicatedScaler(self.deepspeed) if self._scaled and replicated else None
+        self._scaling = LossScaling(self.deepspeed, replicated) if settings.precision == "fp16" else None
         if settings.stage == 3:
             _register_outside_reads(model)
         if settings.fp32_gradients:
@@ -102,8 +101,8 @@ class ZeroEngine:
         self.deepspeed.set_gradient_accumulation_boundary(last)
         terms: dict[str, LossTerm] = self.deepspeed(batch)
         total = sum(term.weight * term.loss_sum / counts[name] for name, term in terms.items())
-        if self._scaler is not None:
-            total = total * self._scaler.scaler.cur_scale
+        if self._scaling is not None:
+            total = total * self._scaling.missing
         # DeepSpeed averages gradients over the ranks; the division by accumulation steps is switched off.
         self.deepspeed.backward(total * self._ranks, scale_wrt_gas=False)
         if last:
@@ -113,16 +112,16 @@ class ZeroEngine:
     def _step(self) -> None:
         """The optimizer's step, or none where the gradient is not finite."""
         finite = self._prepare_plain() if self._plain else True
+        step = self.deepspeed.global_steps + 1
         try:
-            if self._scaler is not None:
-                self._scaler.before_step()
+            if self._scaling is not None:
+                self._scaling.before_step()
             self.deepspeed.step()
-            if self._scaler is not None:
-                self._scaler.after_step()
+            if self._scaling is not None:
+                self._scaling.after_step()
         except Exception as error:
             if AT_MINIMUM not in str(error):
                 raise
-            step = self.deepspeed.global_steps + 1
             raise SharedError(minimum_message(step, self.consecutive_skips + 1)) from None
         if finite and self.deepspeed.was_step_applied():
             self.consecutive_skips = 0
@@ -185,7 +184,7 @@ class ZeroEngine:
     @property
     def loss_scale(self) -> float | None:
         """What the loss of the next step is multiplied by; None where nothing is scaled."""
-        return float(self.deepspeed.optimizer.loss_scaler.cur_scale) if self._scaled else None
+        return self._scaling.scale if self._scaling is not None else None
 
     @property
     def norm(self) -> float | Tensor | None:
