@@ -108,17 +108,8 @@ class CheckpointWriter:
             self.wait()
 
     def problem(self) -> str | None:
-        """Why this rank could not write its part of the last save, as far as that is known now."""
+        """Why this rank could not write its part of the last save, as far as that is known by now."""
         return self._save.problem if self._save else None
-
-    def check(self) -> None:
-        """Raise if the last save has failed on any rank, without waiting for one that is under way; all ranks call it.
-
-        Raises:
-            SharedError: on every rank.
-        """
-        if any(gather_objects(self.problem() is not None)):
-            self.wait()
 
     def wait(self) -> None:
         """Return when the last save is on the disk; all ranks must call it.

@@ -22,7 +22,7 @@ from engine.checkpoint.run_folder import RunFolder
 from engine.checkpoint.save import CheckpointWriter
 from engine.checkpoint.state import rank_share, refuse_other_model
 from engine.config.cli import SharedError
-from engine.train.distributed import barrier, gather_objects, global_rank
+from engine.train.distributed import barrier, gather_objects, global_rank, raise_together
 from tests.engine.ranks import run_ranks
 
 SHAPES = {"w": [5, 3], "b": [3]}
@@ -199,7 +199,7 @@ def save_beside_training(folder: Path) -> dict[str, Any]:
             writer.save(engine, model, 1, {})
             addresses = sorted(tensor.data_ptr() for tensor in writer._buffers.values())
             engine.step()
-            writer.check()
+            raise_together(writer.problem())
             expected["early"] = writer.run.steps()
             barrier()
             engine.step()
@@ -226,7 +226,7 @@ def test_training_goes_on_while_a_thread_writes(tmp_path):
 
 
 def fail_beside_training(folder: Path) -> list[str]:
-    """A failure of rank 1's thread reaches both ranks by the next check, long before they wait."""
+    """A failure of rank 1's thread is known long before the ranks wait for it."""
     writer = CheckpointWriter(RunFolder(str(folder / "run")), export)
     if global_rank() == 1:
         save.write_tensors = no_space
@@ -234,15 +234,14 @@ def fail_beside_training(folder: Path) -> list[str]:
     deadline = time.monotonic() + 60
     while not any(gather_objects(writer.problem())):
         assert time.monotonic() < deadline
-    return [outcome(writer.check), outcome(writer.check), str(writer.problem())]
+    known = outcome(lambda: raise_together(writer.problem()))
+    return [known, outcome(writer.wait), outcome(writer.wait), str(writer.problem())]
 
 
-def test_failure_is_told_by_a_check(tmp_path):
-    (first, *_), (second, then, problem) = run_ranks(
-        "tests.engine.checkpoint.test_save", "fail_beside_training", tmp_path
-    )
-    assert first == second and "SharedError: rank 1: the checkpoint" in first and "No space left" in first
-    assert then == "saved" and problem == "None"  # told once
+def test_failure_is_known_before_the_wait(tmp_path):
+    for known, first, then, problem in run_ranks("tests.engine.checkpoint.test_save", "fail_beside_training", tmp_path):
+        assert known == first and "SharedError: rank 1: the checkpoint" in known and "No space left" in known
+        assert then == "saved" and problem == "None"  # told once
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
