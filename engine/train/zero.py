@@ -100,11 +100,10 @@ class ZeroEngine:
         """
         self.deepspeed.set_gradient_accumulation_boundary(last)
         terms: dict[str, LossTerm] = self.deepspeed(batch)
-        total = sum(term.weight * term.loss_sum / counts[name] for name, term in terms.items())
-        if self._scaling is not None:
-            total = total * self._scaling.missing
         # DeepSpeed averages gradients over the ranks; the division by accumulation steps is switched off.
-        self.deepspeed.backward(total * self._ranks, scale_wrt_gas=False)
+        factor = self._ranks * (1.0 if self._scaling is None else self._scaling.missing)
+        total = sum(term.weight * term.loss_sum / counts[name] for name, term in terms.items())
+        self.deepspeed.backward(total * factor, scale_wrt_gas=False)
         if last:
             self._step()
         return terms
