@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 ALIVE, ENDED, FAILED = "alive", "ended", "failed"
+LAUNCHER = -1  # stands for a rank where torchrun's agent keeps the store
 # Where the main thread may stand for long while the others wait for it: compilers, and work that one rank does for all.
 PATIENT_FILES = (
     "/torch/_dynamo/",
@@ -29,7 +30,7 @@ PATIENT_FILES = (
 )
 PATIENT_FUNCTIONS = ("from_rank_zero",)
 GONE_OR_FROZEN = "its process or its machine is gone or frozen"
-OURS = ("/engine/", "/finetune/", "/kernels/", "/preprocess/")
+LIBRARIES = ("/site-packages/", os.path.dirname(os.__file__), "<frozen ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ class Beat:
     @property
     def name(self) -> str:
         """The rank in a message."""
+        if self.rank == LAUNCHER:
+            return f"the launcher (its store at {self.host})"
         return f"rank {self.rank} (host {self.host}, pid {self.pid})"
 
     def encode(self) -> str:
@@ -82,6 +85,12 @@ def first_beat(rank: int) -> Beat:
     space = Path("/proc/self/ns/pid")
     namespace = os.readlink(space) if space.is_symlink() else ""
     return Beat(rank=rank, host=platform.node(), pid=os.getpid(), namespace=namespace)
+
+
+def launcher_beat() -> Beat:
+    """The launcher that keeps the ranks' store; it has no main thread that others could wait for."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return Beat(rank=LAUNCHER, host=address, pid=0, namespace="", patient=True)
 
 
 def next_beat(beat: Beat, progress: int) -> Beat:
@@ -109,14 +118,14 @@ def collectives_begun() -> int:
 
 
 def main_thread() -> tuple[bool, str]:
-    """Whether the main thread does what may take long, and the innermost line of ours that it stands in."""
+    """Whether the main thread does what may take long, and the innermost line outside libraries where it stands."""
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     patient, place, innermost = False, "", ""
     while frame is not None:
         file, function = frame.f_code.co_filename, frame.f_code.co_name
         line = f"{function}, line {frame.f_lineno} of {file}"
         innermost = innermost or line
-        if not place and any(part in file for part in OURS):
+        if not place and not any(part in file for part in LIBRARIES):
             place = line
         patient = patient or function in PATIENT_FUNCTIONS or any(part in file for part in PATIENT_FILES)
         frame = frame.f_back

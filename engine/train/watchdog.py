@@ -23,8 +23,20 @@ from types import TracebackType
 import torch
 
 from engine.config.cli import EXIT_RANK_LOST, RankLostError, RunStopped, SharedError
-from engine.train.distributed import global_rank, local_rank, world_size
-from engine.train.heartbeat import ALIVE, ENDED, FAILED, GONE_OR_FROZEN, Beat, Judge, first_beat, is_gone, next_beat
+from engine.train.distributed import gather_objects, global_rank, local_rank, world_size
+from engine.train.heartbeat import (
+    ALIVE,
+    ENDED,
+    FAILED,
+    GONE_OR_FROZEN,
+    LAUNCHER,
+    Beat,
+    Judge,
+    first_beat,
+    is_gone,
+    launcher_beat,
+    next_beat,
+)
 
 COMMUNICATION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE)
 HURRY = 0.2  # seconds between beats where an error is being explained
@@ -60,9 +72,10 @@ class Watchdog:
         self._progress = 0
 
     def start(self) -> Watchdog:
-        """Begin to watch; all ranks, after the process group was made."""
+        """Begin to watch; all ranks together, after the process group was made."""
         if world_size() > 1 and self._link is None:
-            self._link = _Link(self._interval, lambda: self._progress)
+            beats = gather_objects(first_beat(global_rank()).encode())  # each knows all from now on
+            self._link = _Link(list(map(Beat.decode, beats)), self._interval, lambda: self._progress)
             self._link.start()
             threading.Thread(target=self._watch, args=(self._link,), name="watchdog", daemon=True).start()
         return self
@@ -93,14 +106,10 @@ class Watchdog:
         link.hurry()
         deadline = time.monotonic() + 5 * self._interval + 5
         while time.monotonic() < deadline:
-            found = link.verdict or link.culprit(final=False)
-            if found is not None:
-                break
+            if found := link.verdict or link.culprit():
+                link.announce(found)
+                return found[1]
             time.sleep(HURRY / 2)
-        found = found or link.culprit(final=True)
-        if found is not None:
-            link.announce(found)
-            return found[1]
         self._explaining.clear()
         return None
 
@@ -135,17 +144,18 @@ class Watchdog:
 class _Link(threading.Thread):
     """Writes this rank's beats into the store and reads those of others, for as long as the process lives."""
 
-    def __init__(self, interval: float, progress: Callable[[], int]) -> None:
+    def __init__(self, beats: list[Beat], interval: float, progress: Callable[[], int]) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.verdict: tuple[int, str] | None = None
         self._interval, self._progress = interval, progress
-        self._beat = first_beat(global_rank())
-        self._beats: dict[int, Beat] = {}
-        self._heard: dict[int, float] = {}
+        self._beat = beats[global_rank()]
+        self._beats = {beat.rank: beat for beat in beats}
+        self._heard = dict.fromkeys(self._beats, time.monotonic())
+        self._in_store: set[int] = set()
         self._claim: tuple[int, str] | None = None
         self._broken_since: float | None = None
         self._hurried: float | None = None
-        self._rounds = 0
+        self._rounds = self._exchanges = 0
         self._wake, self._announced, self._ended = threading.Event(), threading.Event(), threading.Event()
         generation = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._prefix = f"watchdog/{generation}/"
@@ -158,6 +168,7 @@ class _Link(threading.Thread):
             try:
                 store = store or _connect()
                 self._exchange(store)
+                self._exchanges += 1
                 self._broken_since = None
             except (RuntimeError, OSError, ValueError):  # of networks and stores, and what a torn answer holds
                 store, now = None, time.monotonic()
@@ -174,19 +185,18 @@ class _Link(threading.Thread):
         store.set(self._key(self._beat.rank), self._beat.encode())
         verdict, claim = self._prefix + "verdict", self._claim
         if claim is not None and not self._announced.is_set():
-            if json.loads(store.compare_set(verdict, "", json.dumps(claim))) == list(claim):
+            written = store.compare_set(verdict, "", json.dumps([*claim, self._beat.rank]))
+            if json.loads(written)[-1] == self._beat.rank:
                 _tell(claim)
             self._announced.set()
         if store.check([verdict]):
-            rank, text = json.loads(store.get(verdict))
-            self.verdict = (rank, text)
+            lost, text, _ = json.loads(store.get(verdict))
+            self.verdict = (lost, text)
         everyone = range(world_size()) if self._beat.rank == 0 or self._hurried else range(1)
-        known = [rank for rank in everyone if rank in self._beats or store.check([self._key(rank)])]
-        now = time.monotonic()
-        for text in store.multi_get([self._key(rank) for rank in known]) if known else []:
-            beat = Beat.decode(text)
-            earlier = self._beats.get(beat.rank)
-            if earlier is None or earlier.number != beat.number:
+        self._in_store.update(r for r in everyone if r not in self._in_store and store.check([self._key(r)]))
+        keys, now = [self._key(rank) for rank in everyone if rank in self._in_store], time.monotonic()
+        for beat in map(Beat.decode, store.multi_get(keys) if keys else []):
+            if self._beats[beat.rank].number != beat.number:
                 self._heard[beat.rank] = now
             self._beats[beat.rank] = beat
 
@@ -194,9 +204,14 @@ class _Link(threading.Thread):
         return f"{self._prefix}{rank}"
 
     def watched(self) -> dict[int, Beat]:
-        """The beats that this rank judges by: rank 0 those of all, the others that of rank 0."""
-        beats = dict(self._beats)
-        return beats if self._beat.rank == 0 else {rank: beat for rank, beat in beats.items() if rank == 0}
+        """The beats that this rank judges by: rank 0 those of all, the others that of rank 0.
+
+        A store in the launcher has one too: how often it has answered.
+        """
+        beats = dict(self._beats) if self._beat.rank == 0 else {0: self._beats[0]}
+        if not launcher_keeps_store():
+            return beats
+        return {LAUNCHER: replace(launcher_beat(), number=self._exchanges), **beats}
 
     def hurry(self) -> None:
         """Beat faster from now on and read all ranks' beats, since something has happened."""
@@ -204,12 +219,8 @@ class _Link(threading.Thread):
         self._rounds = 0
         self._wake.set()
 
-    def culprit(self, *, final: bool) -> tuple[int, str] | None:
-        """The rank that ended by itself or cannot be heard any more, as far as is known now.
-
-        Args:
-            final: there will be no more time to learn of others.
-        """
+    def culprit(self) -> tuple[int, str] | None:
+        """The rank that ended by itself or cannot be heard any more, as far as is known now."""
         others = [beat for rank, beat in sorted(self._beats.items()) if rank != self._beat.rank]
         for beat in others:
             if beat.state == FAILED:
@@ -223,22 +234,21 @@ class _Link(threading.Thread):
         if self._broken_since is not None:
             if now - self._broken_since < SECONDS_BROKEN or launcher_keeps_store():
                 return None
-            name = self._beats[0].name if 0 in self._beats else f"rank 0 (at {os.environ['MASTER_ADDR']})"
-            return 0, f"{name} is gone: it does not answer on its port any more"
+            return 0, f"{self._beats[0].name} is gone: it does not answer on its port any more"
         silence = {beat.rank: now - max(self._heard[beat.rank], self._hurried or now) for beat in others}
         longest = max((beat.rank for beat in others if beat.state == ALIVE), key=silence.__getitem__, default=None)
         if longest is not None and silence[longest] > 3 * self._interval + 1:
             return longest, f"{self._beats[longest].name} gives no sign of life: {GONE_OR_FROZEN}"
-        missing = sorted(set(range(world_size())) - self._beats.keys())
-        return (missing[0], f"rank {missing[0]} ended before it began to train") if final and missing else None
+        return None
 
     def announce(self, found: tuple[int, str]) -> None:
         """Leave a verdict for all ranks, and print it if it is the first; returns when the others have had time."""
         if self.verdict is None:
             self._claim = found
             self._wake.set()
-            if not self._announced.wait(2) and (self._beat.rank <= 1 or local_rank() == 0):
-                _tell(found)  # the store is gone with rank 0: nobody can say who speaks for all
+            gone_with_store = found[0] == (LAUNCHER if launcher_keeps_store() else 0)
+            if not self._announced.wait(2 if gone_with_store else 10) and (self._beat.rank <= 1 or local_rank() == 0):
+                _tell(found)  # without the store, nobody can say who speaks for all
         time.sleep(2 * self._interval)  # the store must stay until all have read, and who tells must have told
 
     def end(self, failure: str | None) -> None:
