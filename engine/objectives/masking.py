@@ -104,8 +104,9 @@ class TokenMasker:
         num_units = int(unit[-1]) + 1
         sizes = np.bincount(unit, minlength=num_units)
         order = np.argsort(draws[0, :num_units], kind="stable")
-        taken = draw_units(sizes, order, rate * len(text), coin)
-        chosen = np.flatnonzero(np.isin(unit, taken))
+        taken = np.zeros(num_units, np.bool_)
+        taken[draw_units(sizes, order, rate * len(text), coin)] = True
+        chosen = np.flatnonzero(taken[unit])
         # SpanBERT replaces a span as a whole: all its tokens share the draw of the first.
         first = np.searchsorted(unit, unit[chosen]) if self.config.span == "geometric" else chosen
         kind, choice = draws[1, first] / _TWO_POW_64, draws[2, chosen]

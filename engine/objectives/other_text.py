@@ -50,7 +50,8 @@ def find_other_text(text: TokenRange, wanted: Wanted, draws: NDArray[np.uint64],
     assert sentences is not None
     own = _document_range(sentences, wanted.document, size)
     start = _places(sentences, wanted.begins_sentence, own, size, draws)
-    limit = np.append(sentences.documents, size)[np.searchsorted(sentences.documents, start, side="right")]
+    number = np.searchsorted(sentences.documents, start, side="right")
+    limit = np.append(sentences.documents, size)[number]  # the end of the document
     stop = start + wanted.size
     fits = (stop <= limit) & (_is_one_of(stop, sentences.starts) == wanted.ends_sentence)
     if wanted.begins_sentence:
