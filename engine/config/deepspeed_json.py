@@ -32,7 +32,7 @@ OWNED_BY_US = {
     "zero_allow_untested_optimizer": "--train.optimizer.name (set for you)",
     "checkpoint": "--train.save_every (checkpoints are the engine's own)",
     "data_efficiency": "--data.*",
-    "activation_checkpointing": "a later version (DeepSpeed reads it only through its own model API)",
+    "activation_checkpointing": "--train.activation_checkpointing",
 }
 REMOVED = (
     "amp", "compression_training", "curriculum_learning", "eigenvalue", "elasticity", "graph_harvesting", "nebula",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from engine.config.arch import ArchConfig
 from engine.models.attention import Attention
@@ -19,6 +20,10 @@ class Transformer(nn.Module):
 
     BERT (arXiv:1810.04805) is post-norm with an embedding norm and segments; GPT-2 (Radford et al. 2019) is causal,
     pre-norm, with a final norm.
+
+    Attributes:
+        checkpoint_layers: keep only the input of each layer for the backward pass, and compute the rest again there,
+            with the same dropout (activation checkpointing, Chen et al. 2016, arXiv:1604.06174). False at first.
     """
 
     def __init__(self, arch: ArchConfig) -> None:
@@ -26,6 +31,7 @@ class Transformer(nn.Module):
         self.embeddings = Embeddings(arch)
         self.layers = nn.ModuleList(Layer(arch) for _ in range(arch.num_layers))
         self.final_norm = LayerNorm(arch.hidden_size, arch.norm_eps) if arch.norm_position == "pre" else None
+        self.checkpoint_layers = False
 
     def forward(self, tokens: Tensor, positions: Tensor, segments: Tensor | None, layout: PackedLayout) -> Tensor:
         """Encode a packed batch.
@@ -41,7 +47,10 @@ class Transformer(nn.Module):
         """
         hidden = self.embeddings(tokens, positions, segments)  # [N, D]
         for layer in self.layers:
-            hidden = layer(hidden, layout)
+            if self.checkpoint_layers and self.training:
+                hidden = checkpoint(layer, hidden, layout, use_reentrant=False)
+            else:
+                hidden = layer(hidden, layout)
         return hidden if self.final_norm is None else self.final_norm(hidden)
 
 
