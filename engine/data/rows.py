@@ -39,7 +39,7 @@ class Sentences(NamedTuple):
 
     def document_at(self, place: int) -> int:
         """Number of the document at a place of the range, counted from 1 over all shards."""
-        return self.first_document + int(np.searchsorted(self.documents, place, side="right"))
+        return self.first_document + int(self.documents.searchsorted(place, side="right"))
 
 
 class PieceSentences(NamedTuple):
@@ -311,6 +311,6 @@ class RowReader:
 
 
 def _piece_sentences(sentences: Sentences, start: int, stop: int) -> PieceSentences:
-    low, high = np.searchsorted(sentences.starts, (start + 1, stop)).tolist()
+    low, high = sentences.starts.searchsorted((start + 1, stop)).tolist()
     ends_sentence = high < len(sentences.starts) and int(sentences.starts[high]) == stop
     return PieceSentences(sentences.starts[low:high] - start, ends_sentence, sentences.document_at(start))

@@ -50,7 +50,7 @@ def find_other_text(text: TokenRange, wanted: Wanted, draws: NDArray[np.uint64],
     assert sentences is not None
     own = _document_range(sentences, wanted.document, size)
     start = _places(sentences, wanted.begins_sentence, own, size, draws)
-    number = np.searchsorted(sentences.documents, start, side="right")
+    number = sentences.documents.searchsorted(start, side="right")
     limit = np.append(sentences.documents, size)[number]  # the end of the document
     stop = start + wanted.size
     fits = (stop <= limit) & (_is_one_of(stop, sentences.starts) == wanted.ends_sentence)
@@ -59,12 +59,12 @@ def find_other_text(text: TokenRange, wanted: Wanted, draws: NDArray[np.uint64],
     else:
         words = ~continuation[text.tokens[start]] if text.word_starts is None else text.word_starts[start]
         fits &= words & ~_is_one_of(start, sentences.starts)
-    if fits.any():
-        chosen = int(fits.argmax())
+    chosen = int(fits.argmax())
+    if fits[chosen]:
         return int(start[chosen]), int(stop[chosen])
     stop = np.minimum(stop, limit)
-    behind = np.searchsorted(sentences.starts, stop, side="right")
-    whole = np.where(behind > 0, sentences.starts[behind - 1], 0)  # the last sentence end that fits
+    ends = np.append(sentences.starts, 0)  # -1 is the 0
+    whole = ends[sentences.starts.searchsorted(stop, side="right") - 1]  # the last sentence end that fits
     if wanted.ends_sentence and (whole > start).any():
         stop = np.maximum(whole, start)
     chosen = int((stop - start).argmax())
@@ -85,8 +85,8 @@ def _places(
     sentences: Sentences, at_sentences: bool, own: tuple[int, int], size: int, draws: NDArray[np.uint64]
 ) -> Int64:
     """Drawn places [K] outside of a range: where sentences begin, if there are any, else anywhere."""
-    starts = sentences.starts[: np.searchsorted(sentences.starts, size)]
-    low, high = np.searchsorted(starts, own).tolist()
+    starts = sentences.starts[: sentences.starts.searchsorted(size)]
+    low, high = starts.searchsorted(own).tolist()
     if at_sentences and len(starts) > high - low:
         number = (draws % np.uint64(len(starts) - (high - low))).astype(np.int64)
         return starts[number + (number >= low) * (high - low)]
@@ -96,5 +96,7 @@ def _places(
 
 def _is_one_of(places: Int64, ascending: Int64) -> Bool:
     """Whether each of some places [K] is one of an ascending list."""
-    found = np.searchsorted(ascending, places)
-    return np.append(ascending, -1)[found] == places
+    if not len(ascending):
+        return np.zeros(len(places), np.bool_)
+    found = np.minimum(ascending.searchsorted(places), len(ascending) - 1)
+    return ascending[found] == places
