@@ -281,7 +281,7 @@ def test_other_text_inside_one_sentence(begins: bool, ends: bool) -> None:
     """A group of rows may lie inside one document, and even inside one sentence."""
     text = TokenRange(np.arange(5, 45), None, Sentences(np.zeros(0, np.int64), np.zeros(0, np.int64), 3))
     found = found_in(text, Wanted(9, 7, begins, ends))
-    assert all(0 <= start and stop == start + 7 <= 40 for start, stop in found) and len(found) > 5
+    assert all(start >= 0 and stop == start + 7 <= 40 for start, stop in found) and len(found) > 5
     sentences = Sentences(np.array([4, 14, 29], np.int64), np.zeros(0, np.int64), 3)
     found = found_in(TokenRange(np.arange(5, 45), None, sentences), Wanted(9, 10, True, ends))
     assert found == ({(4, 14)} if ends else {(14, 24), (29, 39)})
