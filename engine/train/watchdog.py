@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -121,7 +122,7 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop; an error because of a lost rank becomes RankLostError, and any other is told to the others."""
-        text = None if error is None else self.explain_failure(error)
+        text = None if error is None else self._explain_undisturbed(error)
         if text is not None:
             self._stopped.set()
             last_resort = threading.Timer(SECONDS_TO_LEAVE, os._exit, (EXIT_RANK_LOST,))  # cleaning up may hang
@@ -129,6 +130,16 @@ class Watchdog:
             last_resort.start()
             raise RankLostError(text, tell=False) from error
         self.stop(None if error is None or isinstance(error, (RunStopped, SharedError)) else _in_words(error))
+
+    def _explain_undisturbed(self, error: BaseException) -> str | None:
+        """Explain a failure though the launcher, which ends all ranks after the first, says SIGTERM meanwhile."""
+        if threading.current_thread() is not threading.main_thread():
+            return self.explain_failure(error)
+        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        text = self.explain_failure(error)
+        if text is None:
+            signal.signal(signal.SIGTERM, handler)
+        return text
 
     def _watch(self, link: _Link) -> None:
         judge = Judge(global_rank(), self.timeout, self._interval, time.monotonic())
