@@ -172,13 +172,14 @@ class ZeroEngine:
             optimizer: settings of the step's stage; groups without weight decay stay without.
             rate: learning rate, multiplied by a group's ``lr_scale`` where it has one.
         """
+        settings = optimizer.completed()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-            for name in ("betas", "eps"):
-                if name in group and getattr(optimizer, name) is not None:
-                    group[name] = getattr(optimizer, name)
+            for name in ("betas", "eps", "momentum"):
+                if name in group:
+                    group[name] = getattr(settings, name)
             if group.get("decay", group["weight_decay"] > 0):
-                group["weight_decay"] = optimizer.weight_decay
+                group["weight_decay"] = settings.weight_decay
 
     @property
     def loss_scale(self) -> float | None:
