@@ -126,13 +126,17 @@ def test_every_kind_of_layout_reads_others(runs):
 
 
 @pytest.mark.slow
-def test_every_layout_reads_every_other(runs):
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_layout_reads_every_other(ranks, runs):
     """{1,2,3,4} ranks x {0,1,2,3} stages, all 256 ordered pairs."""
     assert runs.run_sources(ALL) == []
-    assert runs.run_targets([*itertools.product(ALL, ALL)]) == []
+    targets = [layout for layout in ALL if layout.ranks == ranks]
+    assert runs.run_targets([*itertools.product(ALL, targets)]) == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_same_layout_goes_on_bit_exact(runs):
     """In every configuration."""
     assert runs.run_sources(CONFIGURATIONS) == []
