@@ -25,6 +25,7 @@ from engine.models.heads import CausalLMHead
 from engine.models.model import Model, build_model
 from engine.objectives.base import Vocabulary
 from engine.objectives.lm import CausalLM
+from engine.optim import muon
 from engine.optim.build import bind_optimizer, build_optimizer
 from engine.train.zero import ZeroEngine
 
@@ -123,6 +124,7 @@ def run_here(folder: Path) -> dict[str, Any]:
     The setting ``partitions`` is the mistake that the references are there to catch: norms of what a rank holds.
     """
     torch.set_num_threads(1)
+    muon.BUCKET_ELEMENTS = 2500  # several buckets, of one and of several matrices
     found = {}
     for name, optimizer, stage, more in json.loads((folder / "runs.json").read_text()):
         partitions = more.pop("partitions", False)
