@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import resource
 import socket
 import warnings
 from collections.abc import Callable, Sequence
@@ -94,6 +95,8 @@ def _meet(seconds: float) -> torch.distributed.Store:
 
     torchrun restarts ranks beside a store that holds what the first ones wrote, so each start has its own part of it.
     """
+    if global_rank() == 0:
+        _allow_connections()
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     limit = timedelta(seconds=seconds)
     try:
@@ -110,6 +113,15 @@ def _meet(seconds: float) -> torch.distributed.Store:
             tell=local_rank() == 0,
         ) from None
     return store
+
+
+def _allow_connections() -> None:
+    """Two connections a rank, for its group and its watchdog, may be more than a process may open by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * world_size() + 1024
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _set_defaults() -> None:

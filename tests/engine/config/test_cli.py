@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.cli import SharedError, UsageError, collect, nearest, parse_config, run_command
+from engine.config.cli import (
+    RankLostError,
+    RunStopped,
+    SharedError,
+    UsageError,
+    collect,
+    nearest,
+    parse_config,
+    run_command,
+)
 from engine.config.pretrain import PretrainConfig
 
 BASE = ("--ds_config", "ds.json")
@@ -193,3 +202,17 @@ def test_exit_codes(monkeypatch):
     monkeypatch.setenv("ENGINE_TRACEBACK", "1")
     with pytest.raises(UsageError):
         run_command(lambda: fail(UsageError("wrong")))
+
+
+@pytest.mark.parametrize(("rank", "told"), [(0, True), (1, False)])
+def test_a_run_that_was_asked_to_stop_has_a_code_of_its_own_and_rank_zero_tells(rank, told, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", str(rank))
+    assert run_command(lambda: fail(RunStopped("SIGUSR1", 12))) == 75
+    line = "stopped by SIGUSR1 at step 12, which is saved: the same command goes on from there\n"
+    assert capsys.readouterr().err == (line if told else "")
+
+
+@pytest.mark.parametrize("tell", [True, False])
+def test_a_lost_rank_has_a_code_of_its_own_and_is_told_once(tell, capsys):
+    assert run_command(lambda: fail(RankLostError("rank 3 is gone", tell=tell))) == 76
+    assert capsys.readouterr().err == ("error: rank 3 is gone\n" if tell else "")

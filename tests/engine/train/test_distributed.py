@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,17 @@ def test_device_of_this_process():
     device = distributed.describe_device()
     assert device.type in ("cpu", "cuda")
     assert device.has_fp16 == (device.type == "cuda")
+
+
+def test_rank_zero_may_keep_a_connection_of_each_rank(monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        monkeypatch.setenv("WORLD_SIZE", "16")
+        distributed._allow_connections()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(4 * 16 + 1024, before[1]), before[1])
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        distributed._allow_connections()  # never fewer than there were
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * 16 + 1024
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

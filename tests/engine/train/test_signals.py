@@ -145,6 +145,19 @@ def test_the_deepspeed_launcher(number, whom, shards, unbroken, tmp_path):
     goes_on_as_unbroken(command, run, unbroken[2])
 
 
+@pytest.mark.slow
+def test_the_process_of_deepspeed_that_starts_the_ranks(shards, unbroken, tmp_path):
+    run = tmp_path / "run"
+    command = commands.launch_command(commands.PRETRAIN, options(shards, run), 2)
+    started = start(command, run)
+    parent = int(Path(f"/proc/{started.ranks[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGTERM)
+    code, text = started.end()
+    assert code == 1  # the launcher's own
+    assert f"stopped by SIGTERM at step {stopped_step(run)}, which is saved" in text
+    goes_on_as_unbroken(command, run, unbroken[2])
+
+
 @pytest.mark.parametrize("whom", ["launcher", pytest.param("all", marks=pytest.mark.slow)])
 def test_torchrun(whom, shards, unbroken, tmp_path):
     run = tmp_path / "run"
