@@ -27,6 +27,7 @@ from engine.config.deepspeed_json import (
 from engine.config.stages import Stage
 from engine.config.train import BatchShape, TrainConfig
 from engine.data.source import BatchSource
+from engine.models.compiled import compile_layers
 from engine.models.model import Model
 from engine.objectives.base import Objective
 from engine.optim.build import bind_optimizer, build_optimizer, describe, optimizer_problems
@@ -100,6 +101,9 @@ def run_training(parts: RunParts) -> RunFolder:
         folder, manifest = _first_checkpoint(run, model, writer, resuming)
         engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
         bind_optimizer(engine.deepspeed, model)
+        model.encoder.checkpoint_layers = parts.train.activation_checkpointing
+        if parts.train.compile:
+            compile_layers(model)
         restore(engine.deepspeed, model, folder, manifest)
         if resuming:
             say(f"going on from step {manifest.step} of {parts.timeline.steps} ({folder})")
