@@ -226,8 +226,11 @@ def test_other_text_is_of_the_same_buffer_where_that_has_it(make_sentence_shards
     for place, group in enumerate(near._groups.tolist()):
         for token in range(*rows.plan.group_tokens[group].tolist()):
             buffer_of[token + 10] = place // 4
+    taken = set()
     for row in rows.in_order(range(total, 2 * total)):
+        taken.add(int(row.other_text.tokens[0]))
         assert buffer_of[int(row.other_text.tokens[0])] == buffer_of[int(row.pieces[0].tokens[0])]
+    assert len(taken) > 0.8 * len(rows.plan.group_tokens)  # every group has its turn
 
 
 def test_one_document_has_no_other(make_sentence_shards):
