@@ -148,9 +148,10 @@ def test_mean_of_means_would_be_found(shards, tmp_path, expected):
         sys.path[0] = {str(commands.REPOSITORY)!r}
         from engine.train.zero import ZeroEngine
         right = ZeroEngine.micro_step
-        def mean_of_means(self, batch, counts):
+        def mean_of_means(self, batch, counts, last):
             micro_batches = {BATCH // MICRO}
-            return right(self, batch, {{name: count * micro_batches for name, count in batch.counts.items()}})
+            ours = {{name: count * micro_batches for name, count in batch.counts.items()}}
+            return right(self, batch, ours, last)
         ZeroEngine.micro_step = mean_of_means
         from engine.pretrain import main
         sys.exit(main())
