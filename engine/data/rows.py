@@ -225,7 +225,8 @@ class RowReader:
         if layout.other_text and sum(shard.num_documents for shard in manifest.shards) < 2:
             raise ValueError(
                 f"{manifest.folder} holds one document, and the objective nsp takes text of another one; make the "
-                "shards of more documents, or use --objective mlm,sop"
+                "shards of more documents (where it is the held-out one: with a larger --heldout, or 0), or use "
+                "--objective mlm,sop"
             )
         self._seed, self._layout = seed, layout
         self._documents: dict[int, tuple[int, int]] = {}
