@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,6 +182,24 @@ def test_a_file_in_the_run_folder_stops_too(shards, tmp_path):
     assert code == EXIT_STOPPED, text
     assert f"stopped by the file {run / STOP_FILE} at step " in text
     assert not (run / STOP_FILE).exists()
+
+
+@pytest.mark.slow
+def test_fine_tuning_stops_alike(unbroken, tmp_path):
+    examples = "".join(f"{'good' if row % 2 else 'bad'}\tday number {row}\n" for row in range(200))
+    (tmp_path / "train.tsv").write_text("label\ttext_a\n" + examples)
+    run = tmp_path / "run"
+    command = [
+        sys.executable, str(commands.REPOSITORY / "finetune" / "run.py"), "--task", "classification",
+        "--ds_config", str(commands.DS_CONFIGS / "fp32.json"), "--model", str(unbroken[1] / "model"),
+        "--train_file", str(tmp_path / "train.tsv"), "--dev_file", str(tmp_path / "train.tsv"),
+        "--output", str(run), "--epochs", "50", "--train.log_every", "1",
+    ]  # fmt: skip
+    started = start(command, run)
+    os.kill(started.process.pid, signal.SIGUSR1)
+    code, text = started.end()
+    assert code == EXIT_STOPPED, text
+    assert re.search(r"stopped by SIGUSR1 at step \d+, which is saved", text)
 
 
 def test_ctrl_c_ends_at_once_and_leaves_the_last_checkpoint(shards, tmp_path):
