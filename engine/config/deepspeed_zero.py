@@ -11,7 +11,7 @@ from typing import Any
 from engine.config.cli import nearest
 
 STAGES = (0, 1, 2, 3)
-# Left out: what the engine cannot use, such as hpZ, ZeRO++ and ZenFlow, and what its own checkpoints replace.
+# Left out: what the engine cannot use (hpZ, ZeRO++, ZenFlow, leaf modules), and what its own checkpoints replace.
 SWITCHES = (
     "contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce", "allgather_partitions", "overlap_comm",
     "ignore_unused_parameters", "round_robin_gradients", "stage3_use_all_reduce_for_fetch_params",
@@ -20,7 +20,7 @@ SWITCHES = (
 SIZES = (
     "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",
-    "stage3_max_reuse_distance", "stage3_module_granularity_threshold",
+    "stage3_max_reuse_distance",
 )  # fmt: skip
 OFFLOADS = ("offload_optimizer", "offload_param")
 ZERO_KEYS = ("stage", *SWITCHES, *SIZES, *OFFLOADS)

@@ -18,6 +18,18 @@ from tests.engine.train.zero_layouts import ARCH, FP32_SUMS, FROZEN, Layout, beg
 MODULE = "tests.engine.train.test_zero_checkpoints"
 CPU = {"device": "cpu"}
 SMALL = (("sub_group_size", 1500), ("stage3_param_persistence_threshold", 60))
+OPTIONS = [
+    (1, "allgather_partitions", False),
+    (2, "contiguous_gradients", False),
+    (2, "reduce_scatter", False),
+    (2, "use_multi_rank_bucket_allreduce", False),
+    (3, "stage3_use_all_reduce_for_fetch_params", True),
+    (3, "stage3_allgather_sequential", True),
+    (3, "stage3_model_persistence_threshold", 500),
+    (3, "stage3_max_live_parameters", 0),
+    (3, "stage3_max_reuse_distance", 0),
+    (3, "stage3_prefetch_bucket_size", 0),
+]
 LARGE = dataclasses.replace(ARCH, vocab_size=4001, hidden_size=96, intermediate_size=200)  # NVMe takes 1 MiB and more
 
 
@@ -32,6 +44,11 @@ def layouts(folder: Path) -> dict[str, Layout]:
         "BF16_Optimizer": Layout(1, "bf16", top=FP32_SUMS, frozen=True),
         **{f"optimizer on cpu {stage}": Layout(stage, "bf16", zero=(cpu,)) for stage in (1, 2, 3)},
         "all on cpu": Layout(3, "bf16", zero=(cpu, both, *SMALL), frozen=True),
+        "parameters on cpu": Layout(3, zero=(both,)),
+        "fast start": Layout(3, zero=(("offload_optimizer", {**CPU, "fast_init": True, "pin_memory": False}),)),
+        **{f"{key} {value}": Layout(stage, zero=((key, value),)) for stage, key, value in OPTIONS},
+        "prescaled": Layout(1, top=(("gradient_predivide_factor", 2.0), ("prescale_gradients", True))),
+        "DeepSpeed's linear map": Layout(3, "bf16", zero=(("memory_efficient_linear", True),)),
         "nvme": Layout(3, "fp32", zero=(("offload_optimizer", nvme), ("offload_param", nvme))),
         "optimizer on nvme": Layout(3, "bf16", zero=(("offload_optimizer", nvme),), frozen=True),
     }
