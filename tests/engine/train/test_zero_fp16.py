@@ -101,7 +101,7 @@ def doubled(folder: Path) -> list[float]:
 
 def test_gradient_is_divided_by_the_scale_of_its_own_loss(tmp_path):
     for found in run_ranks(MODULE, "doubled", tmp_path):
-        assert max(found) < 0.01  # 0.17 where the gradient of the fourth step is halved
+        assert max(found) < 0.01  # 0.24 where the gradient of the fourth step is halved
 
 
 def poisoned(folder: Path) -> list[Any]:
