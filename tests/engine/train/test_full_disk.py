@@ -86,12 +86,15 @@ def test_metrics_that_do_not_fit(tensorboard, small_disk, shards, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not (run.metrics.is_file() and "loss" in run.metrics.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    fill(small_disk)
-    output, _ = process.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run.metrics.is_file() and "loss" in run.metrics.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        fill(small_disk)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.terminate()  # the launcher ends its ranks
     assert process.returncode == 2, output
     assert re.search("error: .*No space left on device", output), output
     assert tensorboard == "true" or "Traceback" not in output  # a thread of TensorBoard's prints its own
