@@ -111,7 +111,7 @@ def our_step(case: Case, precision: str, device: torch.device) -> Step:
         batch = objective.collate(rows)
         torch.manual_seed(SEED)
         counts = {name: torch.tensor(float(count), device=device) for name, count in batch.counts.items()}
-        engine.micro_step(batch.to(device), counts)
+        engine.micro_step(batch.to(device), counts, last=True)
 
     return step
 

@@ -83,7 +83,7 @@ class ZeroEngine:
         if self._plain:
             self.deepspeed.clip_fp32_gradients = lambda: None  # it computes the norm, and drops it
 
-    def micro_step(self, batch: PackedBatch, counts: dict[str, Tensor], last: bool = True) -> dict[str, LossTerm]:
+    def micro_step(self, batch: PackedBatch, counts: dict[str, Tensor], last: bool) -> dict[str, LossTerm]:
         """Forward and backward of one micro-batch; the optimizer steps after the last one of a step.
 
         Args:
