@@ -28,7 +28,7 @@ class OptimizerDefaults:
 DEFAULTS = {
     "adamw": OptimizerDefaults((0.9, 0.999), 1e-8, BACKENDS, whole=False),
     "lamb": OptimizerDefaults((0.9, 0.999), 1e-6),
-    "lion": OptimizerDefaults((0.9, 0.99), None, ("auto", "torch", "deepspeed"), whole=False),
+    "lion": OptimizerDefaults((0.9, 0.99), None, whole=False),
     "adafactor": OptimizerDefaults(None, 1e-30),
     "muon": OptimizerDefaults((0.9, 0.95), 1e-8),
 }

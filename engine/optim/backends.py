@@ -58,8 +58,6 @@ def backend_problems(config: OptimizerConfig, place: Place) -> list[str]:
     forced = f"train.optimizer.backend is {config.backend!r}, "
     if config.backend == "apex":
         found += [forced + why for why in (apex_missing(), apex_unfit(place)) if why]
-    if config.backend == "deepspeed" and config.name == "lion" and place == Place("cpu", place.stage):
-        found.append(forced + "whose Lion for the CPU needs offload_optimizer; use auto or torch")
     return found
 
 
@@ -97,14 +95,16 @@ def preferences(config: OptimizerConfig, place: Place) -> list[str]:
     DeepSpeed's for offloaded state, where it is several times faster; on a GPU apex where it is installed, and
     DeepSpeed where its kernels were built at its installation: to build them now would gain little over torch's.
     """
+    if config.name != "adamw":
+        return []
     if place.offload != "none":
         return ["deepspeed"]
     if place.device_type != "cuda":
         return []
     found = []
-    if config.name == "adamw" and not (apex_missing() or apex_unfit(place)):
+    if not (apex_missing() or apex_unfit(place)):
         found.append("apex")
-    if _installed(f"fused_{'adam' if config.name == 'adamw' else 'lion'}"):
+    if _installed("fused_adam"):
         found.append("deepspeed")
     return found
 
@@ -180,19 +180,6 @@ def _deepspeed_adamw(config: OptimizerConfig, groups: Groups, place: Place, say:
     return optimizer
 
 
-def _deepspeed_lion(config: OptimizerConfig, groups: Groups, place: Place, say: Say) -> torch.optim.Optimizer:
-    from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
-
-    on_host = place.offload != "none"
-    _announce_build("cpu_lion" if on_host else "fused_lion", say)
-    chosen = DeepSpeedCPULion if on_host else FusedLion
-    optimizer: torch.optim.Optimizer = chosen(groups, lr=config.lr, betas=config.betas)
-    optimizer.register_step_pre_hook(_count_in_numbers)
-    if on_host:
-        optimizer.register_step_pre_hook(_one_moment)
-    return optimizer
-
-
 def _apex_adamw(config: OptimizerConfig, groups: Groups, place: Place, say: Say) -> torch.optim.Optimizer:
     from apex.optimizers import FusedAdam  # type: ignore[import-not-found]
 
@@ -213,14 +200,6 @@ def _count_in_numbers(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) 
             state["step"] = int(state["step"])
 
 
-def _one_moment(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """DeepSpeedCPULion would make a second moment, which it never uses."""
-    for group in optimizer.param_groups:
-        for key in group["params"]:
-            if key.grad is not None and not optimizer.state.get(key):
-                optimizer.state[key] = {"step": 0, "exp_avg": torch.zeros_like(key, dtype=torch.float32)}
-
-
 def _count_in_group(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """apex counts steps in the group, which no checkpoint holds."""
     for group in optimizer.param_groups:
@@ -237,5 +216,5 @@ def _count_in_state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) ->
 Builder = Callable[[OptimizerConfig, Groups, Place, Say], torch.optim.Optimizer]
 BUILDERS: dict[str, dict[str, Builder]] = {
     "adamw": {"torch": _torch_adamw, "deepspeed": _deepspeed_adamw, "apex": _apex_adamw},
-    "lion": {"torch": _torch_lion, "deepspeed": _deepspeed_lion},
+    "lion": {"torch": _torch_lion},  # DeepSpeed's moves elements whose update is 0
 }

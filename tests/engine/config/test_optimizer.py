@@ -53,6 +53,10 @@ def test_each_optimizer_is_without_problems_by_default(name):
             "train.optimizer.backend is 'deepspeed', which has no lamb that ZeRO can use as it is; it must be one of "
             "auto, torch",
         ),
+        (
+            OptimizerConfig(name="lion", backend="deepspeed"),
+            "train.optimizer.backend is 'deepspeed', which has no lion",
+        ),
         (OptimizerConfig(name="lion", backend="apex"), "train.optimizer.backend is 'apex', which has no lion that"),
         (
             OptimizerConfig(name="adafactor", betas=(0.9, 0.9)),

@@ -157,12 +157,6 @@ def with_apex(tmp_path, monkeypatch):
         ),
         ({"backend": "apex"}, settings(), "cpu", "train.optimizer.backend is 'apex', which needs a GPU; use auto"),
         (
-            {"name": "lion", "backend": "deepspeed"},
-            settings(),
-            "cpu",
-            "train.optimizer.backend is 'deepspeed', whose Lion for the CPU needs offload_optimizer; use auto or torch",
-        ),
-        (
             {"name": "muon"},
             settings(3, "cpu", ratio=0.5),
             "cuda",
@@ -202,25 +196,33 @@ def test_apex_is_used_on_a_gpu_and_its_count_of_steps_is_kept(with_apex, said):
     )
 
 
-@pytest.mark.parametrize(("name", "kernel"), [("adamw", "DeepSpeedCPUAdam"), ("lion", "DeepSpeedCPULion")])
-def test_offloaded_states_get_deepspeed_s_kernels_or_a_note(name, kernel, monkeypatch, said):
-    chosen = []
-
+def test_offloaded_adamw_gets_deepspeed_s_kernel_or_a_note(monkeypatch, said):
     def fails(*arguments: Any, **settings: Any) -> Any:
-        chosen.append(kernel)
-        raise RuntimeError(f"{kernel} requires an op, which failed to build/load.") from OSError("no compiler")
+        raise RuntimeError("DeepSpeedCPUAdam requires the cpu_adam op, which failed to build/load.") from OSError(
+            "no g++"
+        )
 
-    monkeypatch.setattr(f"deepspeed.ops.{'adam' if name == 'adamw' else 'lion'}.{kernel}", fails)
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", fails)
     monkeypatch.setattr(backends, "_announce_build", lambda operator, say: say(f"{operator} is built now"))
-    optimizer = build_optimizer(model(), OptimizerConfig(name=name), settings(2, "cpu"))
-    assert chosen == [kernel]
-    operator = "cpu_adam" if name == "adamw" else "cpu_lion"
-    assert said == [f"{operator} is built now", f"note: no {name} from deepspeed (no compiler); torch's is used"]
-    assert type(optimizer).__name__ == ("AdamW" if name == "adamw" else "Lion")
+    optimizer = build_optimizer(model(), OptimizerConfig(), settings(2, "cpu"))
+    assert said == ["cpu_adam is built now", "note: no adamw from deepspeed (no g++); torch's is used"]
+    assert describe(optimizer).startswith("optimizer: AdamW (fused) of torch")
     with pytest.raises(
-        ValueError, match=r"train.optimizer.backend deepspeed does not work on .*: no compiler; use auto"
+        ValueError, match=r"train.optimizer.backend deepspeed does not work on .*: no g\+\+; use auto or"
     ):
-        build_optimizer(model(), OptimizerConfig(name=name, backend="deepspeed"), settings(2, "cpu"))
+        build_optimizer(model(), OptimizerConfig(backend="deepspeed"), settings(2, "cpu"))
+
+
+def test_lion_is_ours_everywhere_and_leaves_alone_what_has_no_gradient(said):
+    for place in (settings(), settings(2, "cpu"), settings(3, "nvme")):
+        parameter = torch.nn.Linear(2, 1)
+        optimizer = build_optimizer(parameter, OptimizerConfig(name="lion", lr=0.5, weight_decay=0.0), place)
+        before = parameter.weight.detach().clone()
+        parameter.weight.grad = torch.tensor([[0.0, 3.0]])
+        optimizer.step()
+        moved = before - parameter.weight.detach()
+        assert moved[0, 0] == 0 and abs(float(moved[0, 1]) - 0.5) < 1e-6
+    assert said == []
 
 
 def test_a_build_of_minutes_is_announced_once(monkeypatch, tmp_path):
@@ -237,18 +239,15 @@ def test_a_build_of_minutes_is_announced_once(monkeypatch, tmp_path):
 def test_on_a_gpu_only_kernels_that_were_installed_are_tried(monkeypatch):
     place = backends.Place("cuda", 2)
     assert backends.preferences(OptimizerConfig(), place) == []
-    monkeypatch.setattr("deepspeed.git_version_info.installed_ops", {"fused_adam": True, "fused_lion": True})
+    monkeypatch.setattr("deepspeed.git_version_info.installed_ops", {"fused_adam": True})
     assert backends.preferences(OptimizerConfig(), place) == ["deepspeed"]
-    assert backends.preferences(OptimizerConfig(name="lion"), place) == ["deepspeed"]
+    assert backends.preferences(OptimizerConfig(name="lion"), place) == []
     assert backends.preferences(OptimizerConfig(), backends.Place("cpu", 2)) == []
 
 
-def test_hooks_count_in_numbers_and_spare_lion_a_second_moment():
+def test_steps_are_counted_in_numbers():
     parameter = torch.nn.Parameter(torch.ones(3))
-    parameter.grad = torch.ones(3)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    backends._one_moment(optimizer, (), {})
-    assert set(optimizer.state[parameter]) == {"step", "exp_avg"}
     optimizer.state[parameter]["step"] = torch.tensor(4.0)
     backends._count_in_numbers(optimizer, (), {})
     assert optimizer.state[parameter]["step"] == 4 and isinstance(optimizer.state[parameter]["step"], int)
