@@ -177,6 +177,8 @@ def _deepspeed_adamw(config: OptimizerConfig, groups: Groups, place: Place, say:
     chosen = DeepSpeedCPUAdam if on_host else FusedAdam
     optimizer: torch.optim.Optimizer = chosen(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     optimizer.register_step_pre_hook(_count_in_numbers)
+    if on_host:
+        optimizer.register_step_pre_hook(_forget_powers)
     return optimizer
 
 
@@ -198,6 +200,16 @@ def _count_in_numbers(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) 
     for group in optimizer.param_groups:
         for state in _states(group, optimizer):
             state["step"] = int(state["step"])
+
+
+def _forget_powers(optimizer: Any, args: Any, kwargs: Any) -> None:
+    """Have DeepSpeedCPUAdam compute the powers of beta1 and beta2 from the count of steps.
+
+    It multiplies them up from step to step, in fp32, which a run that was resumed cannot repeat to the bit. After a
+    step that is not the one before, here of count 0 on a tensor of no use, it takes the power.
+    """
+    group, none = optimizer.param_groups[0], [torch.zeros(1) for _ in range(4)]
+    optimizer.ds_opt_adam.adam_update(optimizer.opt_id, 0, 0.0, *group["betas"], group["eps"], 0.0, True, *none)
 
 
 def _count_in_group(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
