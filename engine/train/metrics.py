@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
@@ -113,24 +114,38 @@ class MetricsLog:
             self._bar.update()
 
     def write(self, step: int, figures: dict[str, float | int | None]) -> None:
-        """One line: every figure that is not finite or not known is null in the file."""
+        """One line: every figure that is not finite or not known is null in the file.
+
+        Raises:
+            ValueError: if it could not be written (a full disk).
+        """
         if not self._active:
             return
         clean = {k: v if v is None or math.isfinite(v) else None for k, v in figures.items()}
+        try:
+            self._write(step, clean)
+        except OSError as error:
+            raise ValueError(
+                f"the metrics of {self._file.parent} could not be written: {error.strerror}; mend that, and the same "
+                "command goes on from the newest checkpoint"
+            ) from None  # TensorBoard raises the same object again when it is closed: no circle of causes
+        say(f"step {step}: " + ", ".join(_shown(name, value) for name, value in clean.items() if value is not None))
+
+    def _write(self, step: int, clean: dict[str, float | int | None]) -> None:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
         if self._writer is not None:
             for name, value in clean.items():
                 if value is not None:
                     self._writer.add_scalar(name, value, step)
-        say(f"step {step}: " + ", ".join(_shown(name, value) for name, value in clean.items() if value is not None))
 
     def close(self) -> None:
         """Flush and close."""
-        if self._writer is not None:
-            self._writer.close()
         if self._bar is not None:
             self._bar.close()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # a full disk, which the line that did not fit has told
+                self._writer.close()
 
 
 def _shown(name: str, value: float | int) -> str:

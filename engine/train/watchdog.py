@@ -274,11 +274,13 @@ class _Link(threading.Thread):
 def is_communication_error(error: BaseException) -> bool:
     """Whether an exception, or one that caused it, says that the ranks' connections failed."""
     link: BaseException | None = error
-    while link is not None:
+    seen: set[int] = set()  # an exception that is raised again may be its own context
+    while link is not None and id(link) not in seen:
         if isinstance(link, torch.distributed.DistError):
             return True
         if isinstance(link, RuntimeError) and COMMUNICATION.search(str(link)):
             return True
+        seen.add(id(link))
         link = link.__cause__ or link.__context__
     return False
 

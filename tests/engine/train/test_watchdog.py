@@ -73,6 +73,10 @@ def test_a_rank_that_is_interrupted_is_named(tmp_path):
 
 def test_only_errors_of_communication_are_explained():
     assert is_communication_error(RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:41010"))
+    circle = OSError("disk full")
+    circle.__context__ = ValueError("told")
+    circle.__context__.__context__ = circle  # as where one object is raised again
+    assert not is_communication_error(circle)
     assert is_communication_error(RuntimeError("NCCL communicator was aborted on rank 1."))
     assert is_communication_error(torch.distributed.DistNetworkError("failed to recv, got 0 bytes"))
     assert not is_communication_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
