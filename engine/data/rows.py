@@ -229,6 +229,7 @@ class RowReader:
                 "--objective mlm,sop"
             )
         self._seed, self._layout = seed, layout
+        self._stored_groups = np.arange(len(self.plan.group_tokens))
         self._documents: dict[int, tuple[int, int]] = {}
         self._orders: OrderedDict[int, EpochOrder] = OrderedDict()
         self._groups: OrderedDict[int, TokenRange] = OrderedDict()
@@ -241,11 +242,24 @@ class RowReader:
     def in_order(self, positions: range) -> list[Row]:
         """Rows at positions of the endless stream of shuffled epochs."""
         rows = []
-        for epoch in range(positions.start // self.num_rows, (positions.stop - 1) // self.num_rows + 1):
-            base, order = epoch * self.num_rows, self._order(epoch)
-            inside = np.arange(max(positions.start - base, 0), min(positions.stop - base, self.num_rows))
+        for epoch, inside in self._by_epoch(positions):
+            order = self._order(epoch)
             rows += [self._row(index, epoch, order) for index in order.rows(inside).tolist()]
         return rows
+
+    def places(self, positions: range) -> list[tuple[int, int]]:
+        """Epoch and row at positions of the stream; another thread may read rows meanwhile."""
+        found = []
+        for epoch, inside in self._by_epoch(positions):
+            order = EpochOrder(self.plan.group_offsets, self._seed, epoch)
+            found += [(epoch, index) for index in order.rows(inside).tolist()]
+        return found
+
+    def _by_epoch(self, positions: range) -> Iterator[tuple[int, Int64]]:
+        """The epochs of positions of the stream, and the positions within each."""
+        for epoch in range(positions.start // self.num_rows, (positions.stop - 1) // self.num_rows + 1):
+            base = epoch * self.num_rows
+            yield epoch, np.arange(max(positions.start - base, 0), min(positions.stop - base, self.num_rows))
 
     def row(self, index: int) -> Row:
         """Row ``index`` of the plan, among the rows stored around it."""
@@ -277,8 +291,8 @@ class RowReader:
             order: of the epoch; None for the stored order.
         """
         draw = int(philox(self._seed, *key, Draw.OTHER_TEXT).random_raw())
-        stored = np.arange(len(self.plan.group_tokens))
-        for candidate in order.groups_near(group, draw) if order else groups_near(stored, group, draw):
+        near = order.groups_near(group, draw) if order else groups_near(self._stored_groups, group, draw)
+        for candidate in near:
             low, high = self._documents_of(candidate)
             if high > low or low not in own:
                 return candidate

@@ -65,8 +65,8 @@ class RowSource:
 
     def describe(self, positions: range, step: StepSettings) -> str:
         """The rows by their numbers in the plan."""
-        rows = self._readers[step.seq_length].in_order(positions)
-        numbers = ", ".join(f"{row.index} of epoch {row.epoch}" for row in rows)
+        places = self._readers[step.seq_length].places(positions)
+        numbers = ", ".join(f"{row} of epoch {epoch}" for epoch, row in places)
         return f"rows of {step.seq_length} tokens: {numbers}"
 
     def knows_words(self, continuation: NDArray[np.bool_]) -> bool:

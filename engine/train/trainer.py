@@ -157,23 +157,25 @@ class Trainer:
     def _look_at_skipped(self, work: StepBatches, losses: list[Tensor]) -> None:
         """After a step without a finite gradient, which changed nothing: stop all ranks, or go on for a while."""
         skipped, limit = self.parts.engine.consecutive_skips, self.parts.config.max_skipped_steps
-        scaled, checkpoints = self.parts.engine.loss_scale is not None, self.parts.writer.run.checkpoints
+        scaled, run = self.parts.engine.loss_scale is not None, self.parts.writer.run
+        way_out = (
+            f"Begin another run from {run.model} (--init_from; in fine-tuning --model) in another --train.output, with "
+            "a lower --train.optimizer.lr, a longer warmup or gradient_clipping in its ds_config"
+        )
         if self.parts.config.nonfinite == "stop" and not scaled:
             first = work.step.first_row
             gradient = f"the gradient is not finite, though the losses are (positions {first} to "
             gradient += f"{first + work.step.batch_size - 1} in the order of rows)"
             what = next((text for text in gather_objects(self._nonfinite_loss(work, losses)) if text), gradient)
             raise SharedError(
-                f"step {work.step.step + 1}: {what}. The checkpoints in {checkpoints} are from before. Lower "
-                "--train.optimizer.lr, lengthen the warmup, set gradient_clipping in ds_config, or pass over such "
-                "steps with --train.nonfinite skip"
+                f"step {work.step.step + 1}: {what}. Nothing was changed by it. To pass over such steps, give the same "
+                f"command with --train.nonfinite skip. {way_out}"
             )
         if skipped >= limit:
             why = "overflowed in fp16" if scaled else "had no finite gradient"
             raise SharedError(
                 f"step {work.step.step + 1}: the last {skipped} steps {why} and were skipped (train.max_skipped_steps "
-                f"is {limit}). Lower --train.optimizer.lr, take a bf16 file of ds_configs, or begin from an earlier "
-                f"checkpoint; those in {checkpoints} are whole"
+                f"is {limit}). {way_out}" + (", or in bf16" if scaled else "")
             )
 
     def _nonfinite_loss(self, work: StepBatches, losses: list[Tensor]) -> str | None:

@@ -75,6 +75,16 @@ def test_positions_across_the_border_of_epochs(tiny_shards):
     assert backwards[::-1] == whole
 
 
+def test_places_are_those_of_the_rows_and_read_nothing(tiny_shards):
+    reader = RowReader(tiny_shards.manifest, 20, SequenceLayout(2, 0), 4, ())
+    positions = range(reader.num_rows - 3, 2 * reader.num_rows + 2)  # over three epochs
+    expected = [(row.epoch, row.index) for row in reader.in_order(positions)]
+    assert len({epoch for epoch, _ in expected}) == 3
+    other = RowReader(tiny_shards.manifest, 20, SequenceLayout(2, 0), 4, ())
+    assert other.places(positions) == expected
+    assert not other._groups and not other._orders  # what the thread that reads rows works with
+
+
 def test_two_readers_agree_and_seeds_do_not(tiny_shards, tmp_path):
     window = range(3, 60)
     expected = content(reader(tiny_shards).in_order(window))
