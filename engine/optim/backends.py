@@ -30,13 +30,11 @@ class Place:
         device_type: of the model: cuda or cpu.
         stage: ZeRO stage.
         offload: where the optimizer's state is kept: none (with the model), cpu or nvme.
-        ratio: share of the state that is offloaded.
     """
 
     device_type: str = "cpu"
     stage: int = 0
     offload: str = "none"
-    ratio: float = 1.0
 
     @classmethod
     def of(cls, settings: DeepSpeedSettings | None, device_type: str) -> Place:
@@ -44,21 +42,14 @@ class Place:
         if settings is None:
             return cls(device_type)
         offload = settings.config.get("zero_optimization", {}).get("offload_optimizer") or {}
-        return cls(device_type, settings.stage, offload.get("device") or "none", offload.get("ratio", 1.0))
+        return cls(device_type, settings.stage, offload.get("device") or "none")
 
 
 def backend_problems(config: OptimizerConfig, place: Place) -> list[str]:
     """Why a backend that the settings force cannot be had here, as far as that is known without building anything."""
-    found = []
-    if place.ratio < 1 and place.offload != "none" and config.name != "adamw":
-        found.append(
-            f"zero_optimization.offload_optimizer.ratio is {place.ratio}: DeepSpeed steps on the rest with an AdamW of "
-            f"its own, which is not {config.name}; set it to 1.0"
-        )
-    forced = f"train.optimizer.backend is {config.backend!r}, "
-    if config.backend == "apex":
-        found += [forced + why for why in (apex_missing(), apex_unfit(place)) if why]
-    return found
+    if config.backend != "apex":
+        return []
+    return [f"train.optimizer.backend is 'apex', {why}" for why in (apex_missing(), apex_unfit(place)) if why]
 
 
 def build(config: OptimizerConfig, groups: Groups, place: Place, say: Say) -> torch.optim.Optimizer:
