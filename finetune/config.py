@@ -36,21 +36,27 @@ class FinetuneTrainConfig(TrainConfig):
 
     def problems(self) -> list[str]:
         """Everything wrong with these settings, in the user's words."""
-        return super().problems() if self.steps else replace(self, steps=1).problems()
+        if self.steps:
+            return super().problems()
+        found = replace(self, steps=1, batch_ramp={}).problems()
+        if self.batch_ramp:
+            found.append(
+                "train.batch_ramp is given with epochs, whose steps are counted for train.batch_size; give train.steps"
+            )
+        return found
 
     def for_epochs(self, output: str, epochs: int, num_examples: int) -> FinetuneTrainConfig:
-        """Fill in the output, the optimizer's own defaults, and what follows from the epochs.
+        """Fill in the output, the defaults of optimizer and schedule, and what follows from the epochs.
 
         An epoch is ceil(num_examples / batch_size) steps.
         """
         epoch = math.ceil(num_examples / self.batch_size)
         return replace(
-            self,
+            self.completed(),
             output=output,
             steps=self.steps or epochs * epoch,
             save_every=self.save_every or epoch,
             eval_every=self.eval_every or epoch,
-            optimizer=self.optimizer.completed(),
         )
 
 

@@ -25,7 +25,7 @@ from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
 from engine.train.run import RunParts, check_settings, run_record, run_training
 from engine.train.timeline import StepSettings, Timeline
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, FinetuneTrainConfig
 from finetune.evaluation import evaluate
 from finetune.labelled import read_labelled_files
 from finetune.model_folder import find_model_folder, labels_of, read_architecture, write_finetuned_model
@@ -91,7 +91,11 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             arch=resolved.arch,
             seed=config.seed,
             resolved=resolved_tree(resolved),
-            defaults=asdict(FinetuneConfig(ds_config="", model="", train_file="", dev_file="")),
+            defaults=asdict(
+                FinetuneConfig(
+                    ds_config="", model="", train_file="", dev_file="", train=FinetuneTrainConfig().completed()
+                )
+            ),
             objective=task,
             source=sources["train"],
             build=partial(initial_model, resolved),

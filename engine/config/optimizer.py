@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 BACKENDS = ("auto", "torch", "deepspeed", "apex")
 
@@ -16,28 +17,36 @@ class OptimizerDefaults:
         betas: decay of the first and second moment; of Lion, of the update and of the momentum.
         eps: added where it divides.
         backends: where a ready-made kernel of it may come from.
-        whole: whether it computes with whole parameters, wherever ZeRO keeps their pieces.
+        momentum: decay of the momentum of matrices.
+        clip_update: greatest root mean square of an update.
+        decay_rate: exponent of the second moment's decay.
     """
 
     betas: tuple[float, float] | None
     eps: float | None
     backends: tuple[str, ...] = ("auto", "torch")
-    whole: bool = True
+    momentum: float | None = None
+    clip_update: float | None = None
+    decay_rate: float | None = None
 
 
 DEFAULTS = {
-    "adamw": OptimizerDefaults((0.9, 0.999), 1e-8, BACKENDS, whole=False),
+    "adamw": OptimizerDefaults((0.9, 0.999), 1e-8, BACKENDS),
     "lamb": OptimizerDefaults((0.9, 0.999), 1e-6),
-    "lion": OptimizerDefaults((0.9, 0.99), None, whole=False),
-    "adafactor": OptimizerDefaults(None, 1e-30),
-    "muon": OptimizerDefaults((0.9, 0.95), 1e-8),
+    "lion": OptimizerDefaults((0.9, 0.99), None),
+    "adafactor": OptimizerDefaults(None, 1e-30, clip_update=1.0, decay_rate=0.8),
+    "muon": OptimizerDefaults((0.9, 0.95), 1e-8, momentum=0.95),
 }
 OPTIMIZERS = tuple(DEFAULTS)
+# Settings of a single optimizer, and what stands for them in the record of a run with another one.
+SINGLE = {"momentum": 0.95, "clip_update": 1.0, "decay_rate": 0.8}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The optimizer and its rate; docs/optimizers.md has the formulas.
+
+    A setting that the optimizer does not have is refused where it is given.
 
     Args:
         name: adamw, lamb, lion, adafactor or muon.
@@ -50,9 +59,9 @@ class OptimizerConfig:
         freeze: patterns of names of parameters that are not trained.
         backend: whose kernels: torch, deepspeed, apex, or auto for the fastest that is there.
         trust_clamp: lamb: least and greatest trust ratio; not clamped where not given.
-        momentum: muon: decay of the momentum of matrices.
-        clip_update: adafactor: greatest root mean square of a parameter's update, before the rate.
-        decay_rate: adafactor: the second moment's decay at step t is 1 - t^-decay_rate.
+        momentum: muon: decay of the momentum of matrices; 0.95 where not given.
+        clip_update: adafactor: greatest root mean square of a parameter's update, before the rate; 1 where not given.
+        decay_rate: adafactor: the second moment's decay at step t is 1 - t^-decay_rate; 0.8 where not given.
     """
 
     name: str = "adamw"
@@ -65,17 +74,34 @@ class OptimizerConfig:
     freeze: list[str] = field(default_factory=list)
     backend: str = "auto"
     trust_clamp: tuple[float, float] | None = None
-    momentum: float = 0.95
-    clip_update: float = 1.0
-    decay_rate: float = 0.8
+    momentum: float | None = None
+    clip_update: float | None = None
+    decay_rate: float | None = None
 
     def completed(self) -> OptimizerConfig:
         """The same with the optimizer's own defaults in place of what was not given."""
         own = DEFAULTS.get(self.name, DEFAULTS["adamw"])
-        return replace(self, betas=self.betas or own.betas, eps=self.eps or own.eps)
+        defaults: dict[str, Any] = {**SINGLE, **{name: value for name, value in vars(own).items() if value is not None}}
+        names = ("betas", "eps", *SINGLE)
+        missing = [name for name in names if getattr(self, name) is None and name in defaults]
+        return replace(self, **{name: defaults[name] for name in missing})
 
     def problems(self) -> list[str]:
         """Everything wrong with these settings, in the user's words."""
+        return self.wrong_values() + self.unused()
+
+    def unused(self) -> list[str]:
+        """Settings of other optimizers that are given; only before ``completed``."""
+        if self.name not in OPTIMIZERS:
+            return []
+        return [
+            f"train.optimizer.{name} is given, and {self.name} has none; remove it"
+            for name in SINGLE
+            if getattr(self, name) is not None and getattr(DEFAULTS[self.name], name) is None
+        ]
+
+    def wrong_values(self) -> list[str]:
+        """Everything wrong with the values themselves, and with what ``completed`` leaves alone."""
         found = []
         if self.name not in OPTIMIZERS:
             found.append(f"train.optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
@@ -91,7 +117,7 @@ class OptimizerConfig:
             found.append(f"train.optimizer.weight_decay is {self.weight_decay}; it must not be negative, and finite")
         if not 0 < self.layer_decay <= 1:
             found.append(f"train.optimizer.layer_decay is {self.layer_decay}; it must be above 0, and 1 (off) at most")
-        if not 0 <= self.momentum < 1:
+        if self.momentum is not None and not 0 <= self.momentum < 1:
             found.append(f"train.optimizer.momentum is {self.momentum}; it must be in [0, 1)")
         return found + self._problems_of_optimizer()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from engine.config.arch import ArchOverrides
 from engine.config.masking import MaskingConfig
-from engine.config.stages import MIN_LENGTH, Stage, StageConfig, ramp_problems
+from engine.config.stages import MIN_LENGTH, Stage, StageConfig, endless_ramp, ramp_problems
 from engine.config.train import TrainConfig
 
 OBJECTIVE_NAMES = ("mlm", "mlm,nsp", "mlm,sop", "lm")
@@ -76,11 +76,15 @@ class PretrainConfig:
         if not 0 <= self.seed < 2**63:
             found.append(f"seed is {self.seed}; it must be in [0, 2^63)")
         found += self.masking.problems() + self.data.problems() + self.train.problems()
-        return found + (self._stage_problems() if self.stages else [])
+        if self.stages:
+            return found + self._stage_problems()
+        return found + endless_ramp("data.length_ramp", self.data.length_ramp, self.train.steps, "data.seq_length")
 
     def _stage_problems(self) -> list[str]:
         stages = self.all_stages()
         found = [f"stages.{number}: {text}" for number, stage in enumerate(stages) for text in stage.problems()]
+        given = [(number, stage.schedule) for number, stage in enumerate(self.stages) if stage.schedule]
+        found += [f"stages.{number}: {text}" for number, schedule in given for text in schedule.unused()]
         steps = sum(stage.steps for stage in stages)
         if self.train.steps not in (TrainConfig().steps, steps):
             found.append(f"train.steps is {self.train.steps}, but the stages take {steps} steps; leave train.steps out")
@@ -95,6 +99,24 @@ class PretrainConfig:
         return [whole.overridden(stage) for stage in self.stages] or [whole]
 
     def completed(self) -> PretrainConfig:
-        """The same run with what follows from other settings: its steps, and the optimizer's own defaults."""
+        """The same run with what follows from other settings: its steps, and defaults of optimizer and schedules."""
         steps = sum(stage.steps for stage in self.all_stages())
-        return replace(self, train=replace(self.train, steps=steps, optimizer=self.train.optimizer.completed()))
+        stages = [
+            replace(stage, schedule=stage.schedule.completed()) if stage.schedule else stage for stage in self.stages
+        ]
+        return replace(self, train=replace(self.train.completed(), steps=steps), stages=stages)
+
+    def unused(self, objective: str) -> list[str]:
+        """Settings that are given and that an objective does not have; ``objective`` is the run's or the preset's."""
+        found = []
+        if objective == "lm":
+            found = [
+                f"masking.{item.name} is {getattr(self.masking, item.name)}, but objective lm masks nothing; remove it"
+                for item in fields(self.masking)
+                if getattr(self.masking, item.name) != item.default
+            ]
+        if "," not in objective and self.data.short_seq_prob != DataConfig().short_seq_prob:
+            found.append(
+                f"data.short_seq_prob is {self.data.short_seq_prob}, but objective {objective} has no pairs; remove it"
+            )
+        return found

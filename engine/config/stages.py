@@ -67,7 +67,7 @@ class Stage:
     schedule: ScheduleConfig
 
     def problems(self) -> list[str]:
-        """Everything wrong with these settings, in the user's words."""
+        """Everything wrong with these settings, in the user's words, whether completed or not."""
         found = [
             f"{name} is {getattr(self, name)}; it must be at least 1"
             for name in ("steps", "batch_size", "micro_batch_size")
@@ -77,7 +77,11 @@ class Stage:
             found.append(f"seq_length is {self.seq_length}; it must be at least {MIN_LENGTH}")
         found += ramp_problems("batch_ramp", self.batch_ramp, self.batch_size, "batch_size", least=1)
         found += ramp_problems("length_ramp", self.length_ramp, self.seq_length, "seq_length", least=MIN_LENGTH)
-        return found + self.optimizer.problems() + self.schedule.problems()
+        for name, ramp, last in (
+            ("batch_ramp", self.batch_ramp, "batch_size"), ("length_ramp", self.length_ramp, "seq_length"),
+        ):  # fmt: skip
+            found += endless_ramp(name, ramp, self.steps, last)
+        return found + self.optimizer.wrong_values() + self.schedule.wrong_values()
 
     def overridden(self, config: StageConfig) -> Stage:
         """This stage with the settings that a stage of the run gives."""
@@ -97,3 +101,10 @@ def ramp_problems(name: str, ramp: dict[int, int], final: int, final_name: str, 
     if any(value < least for value in ramp.values()):
         found.append(f"{name} {ramp} has values below {least}; the last value, from then on, is {final_name} ({final})")
     return found
+
+
+def endless_ramp(name: str, ramp: dict[int, int], steps: int, final_name: str) -> list[str]:
+    """What is wrong with a ramp that lasts to the end: the value that it leads to would not be used."""
+    if not ramp or max(ramp) < steps:
+        return []
+    return [f"{name} lasts until step {max(ramp)} of {steps}, so {final_name} is never reached; end it before"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from engine.config.optimizer import OptimizerConfig
 from engine.config.schedule import ScheduleConfig
-from engine.config.stages import Stage, ramp_problems
+from engine.config.stages import Stage, endless_ramp, ramp_problems
 
 NONFINITE = ("stop", "skip")
 
@@ -61,7 +63,7 @@ class TrainConfig:
         """Everything wrong with these settings, in the user's words."""
         found = [
             f"train.{name} is {getattr(self, name)}; it must be at least 1"
-            for name in ("steps", "batch_size", "micro_batch_size", "log_every", "max_skipped_steps", "rank_timeout")
+            for name in ("steps", "batch_size", "micro_batch_size", "log_every", "max_skipped_steps")
             if getattr(self, name) < 1
         ]
         found += [
@@ -69,10 +71,17 @@ class TrainConfig:
             for name in ("save_every", "keep_checkpoints", "eval_every", "eval_rows")
             if getattr(self, name) < 0
         ]
+        if not 1 <= self.rank_timeout < math.inf:
+            found.append(f"train.rank_timeout is {self.rank_timeout}; it must be at least 1, and finite")
         if self.nonfinite not in NONFINITE:
             found.append(f"train.nonfinite is {self.nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
         found += ramp_problems("train.batch_ramp", self.batch_ramp, self.batch_size, "train.batch_size", least=1)
+        found += endless_ramp("train.batch_ramp", self.batch_ramp, self.steps, "train.batch_size")
         return found + self.optimizer.problems() + self.schedule.problems()
+
+    def completed(self) -> Self:
+        """The same with the defaults of its optimizer and its schedule filled in."""
+        return replace(self, optimizer=self.optimizer.completed(), schedule=self.schedule.completed())
 
     def stage(self, seq_length: int, length_ramp: dict[int, int]) -> Stage:
         """The whole run as one stage."""

@@ -47,11 +47,12 @@ def build_optimizer(
     if config.name in backends.BUILDERS:
         return backends.build(config, groups, place, say)
     if config.name == "adafactor":
-        assert config.eps is not None
+        assert config.eps is not None and config.clip_update is not None and config.decay_rate is not None
         return Adafactor(groups, config.lr, config.eps, config.clip_update, config.decay_rate)
     assert config.betas is not None and config.eps is not None
     if config.name == "lamb":
         return Lamb(groups, config.lr, config.betas, config.eps, config.trust_clamp)
+    assert config.momentum is not None
     return Muon(groups, config.lr, config.betas, config.eps, config.momentum)
 
 

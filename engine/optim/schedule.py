@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 from engine.config.schedule import ScheduleConfig
 
@@ -28,65 +29,96 @@ def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
     warmup = warmup_steps(config, steps)
     if step < warmup:
         return (step + 1) / warmup
-    return FACTORS[config.name](config, step + 1 - warmup, max(1, steps + 1 - warmup), warmup)
+    settings = {name: value for name, value in vars(config.completed()).items() if name in _SETTINGS}
+    return FACTORS[config.name](
+        Place(past=step + 1 - warmup, after=max(1, steps + 1 - warmup), warmup=warmup, **settings)
+    )
 
 
-# Each takes the schedule, steps since the warmup (from 1), how many there are with the one just after the last, and
-# the steps of warmup.
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A step of a schedule, and the schedule's settings.
+
+    Attributes:
+        past: steps since the warmup, from 1.
+        after: how many there are with the one just after the last.
+        warmup: steps of warmup.
+    """
+
+    past: int
+    after: int
+    warmup: int
+    final_ratio: float
+    power: float
+    cycles: int
+    cycle_decay: float
+    hold_ratio: float
+    decay_ratio: float
+    decay_shape: str
+
+    @property
+    def progress(self) -> float:
+        """From above 0 to 1 just after the last step; more beyond."""
+        return self.past / self.after
+
+    def between(self, shape: float) -> float:
+        """From 1 where the shape is 1 to the final ratio where it is 0."""
+        return self.final_ratio + (1.0 - self.final_ratio) * shape
 
 
-def _between(config: ScheduleConfig, shape: float) -> float:
-    """From 1 where the shape is 1 to the final ratio where it is 0."""
-    return config.final_ratio + (1.0 - config.final_ratio) * shape
+_SETTINGS = {field.name for field in fields(Place)}
 
 
 def _cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _polynomial_decay(config: ScheduleConfig, past: int, after: int, warmup: int) -> float:
-    power = config.power if config.name == "polynomial" else 1.0
-    return _between(config, max(0.0, 1.0 - past / after) ** power)
+def _linear_decay(place: Place) -> float:
+    return place.between(max(0.0, 1.0 - place.progress))
 
 
-def _cosine_decay(config: ScheduleConfig, past: int, after: int, warmup: int) -> float:
-    return _between(config, _cosine(past / after))
+def _polynomial_decay(place: Place) -> float:
+    return place.between(max(0.0, 1.0 - place.progress) ** place.power)
 
 
-def _cosine_restarts(config: ScheduleConfig, past: int, after: int, warmup: int) -> float:
+def _cosine_decay(place: Place) -> float:
+    return place.between(_cosine(place.progress))
+
+
+def _cosine_restarts(place: Place) -> float:
     """SGDR (arXiv:1608.03983) with cycles of equal length, each beginning at its own peak."""
-    position = min((past - 1) / (after - 1) if after > 1 else 0.0, 1.0) * config.cycles
-    cycle = min(int(position), config.cycles - 1)
-    peak = config.cycle_decay**cycle
-    return config.final_ratio + (peak - config.final_ratio) * _cosine(position - cycle)
+    position = min((place.past - 1) / (place.after - 1) if place.after > 1 else 0.0, 1.0) * place.cycles
+    cycle = min(int(position), place.cycles - 1)
+    peak = place.cycle_decay**cycle
+    return place.final_ratio + (peak - place.final_ratio) * _cosine(position - cycle)
 
 
-def _constant(config: ScheduleConfig, past: int, after: int, warmup: int) -> float:
+def _constant(place: Place) -> float:
     return 1.0
 
 
-def _inverse_sqrt(config: ScheduleConfig, past: int, after: int, warmup: int) -> float:
+def _inverse_sqrt(place: Place) -> float:
     """Vaswani et al. 2017, section 5.3, scaled to 1 at the end of the warmup."""
-    return max(config.final_ratio, math.sqrt(max(1, warmup) / (max(1, warmup) + past)))
+    return max(place.final_ratio, math.sqrt(max(1, place.warmup) / (max(1, place.warmup) + place.past)))
 
 
-def _tri_stage(config: ScheduleConfig, past: int, after: int, warmup: int) -> float:
+def _tri_stage(place: Place) -> float:
     """Warmup, hold, exponential decay (SpecAugment, arXiv:1904.08779, section 3)."""
-    hold = math.ceil(config.hold_ratio * (after - 1 + warmup))
-    if past <= hold:
+    hold = math.ceil(place.hold_ratio * (place.after - 1 + place.warmup))
+    if place.past <= hold:
         return 1.0
-    return math.exp(math.log(config.final_ratio) * min(1.0, (past - hold) / max(1, after - hold)))
+    return math.exp(math.log(place.final_ratio) * min(1.0, (place.past - hold) / max(1, place.after - hold)))
 
 
-def _warmup_stable_decay(config: ScheduleConfig, past: int, after: int, warmup: int) -> float:
-    decay = min(math.ceil(config.decay_ratio * (after - 1 + warmup)), after - 1)
-    progress = min(1.0, max(0, past - (after - 1 - decay)) / (decay + 1))
+def _warmup_stable_decay(place: Place) -> float:
+    decay = min(math.ceil(place.decay_ratio * (place.after - 1 + place.warmup)), place.after - 1)
+    progress = min(1.0, max(0, place.past - (place.after - 1 - decay)) / (decay + 1))
     shapes = {"linear": 1.0 - progress, "cosine": _cosine(progress), "sqrt": 1.0 - math.sqrt(progress)}
-    return _between(config, shapes[config.decay_shape])
+    return place.between(shapes[place.decay_shape])
 
 
-FACTORS: dict[str, Callable[[ScheduleConfig, int, int, int], float]] = {
-    "linear": _polynomial_decay,
+FACTORS: dict[str, Callable[[Place], float]] = {
+    "linear": _linear_decay,
     "cosine": _cosine_decay,
     "cosine_restarts": _cosine_restarts,
     "polynomial": _polynomial_decay,

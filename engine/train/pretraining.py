@@ -87,7 +87,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             arch=resolved.arch,
             seed=config.seed,
             resolved=resolved_tree(resolved),
-            defaults=asdict(PretrainConfig(ds_config="")),
+            defaults=asdict(PretrainConfig(ds_config="").completed()),
             objective=objective,
             source=source,
             build=lambda fresh: initial_model(resolved, fresh),
@@ -112,6 +112,8 @@ def resolve(config: PretrainConfig) -> Resolved:
         problems.append(
             f"unknown objective {objective_name!r}; there are {names}{nearest(objective_name, OBJECTIVE_NAMES)}"
         )
+    elif found:
+        problems += config.unused(objective_name)
     arch = objective = None
     if shards and found:
         arch = _override(config, found[0], shards[2].vocab_size)

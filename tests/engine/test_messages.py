@@ -119,6 +119,19 @@ def test_all_problems_come_at_once(shards, tmp_path):
         assert message in text
 
 
+def test_settings_that_the_run_would_not_use(run, shards):
+    base = ("--ds_config", FP32, "--data.shards", shards, *run)
+    text = fails(
+        *base, "--model", "gpt2", "--masking.rate", "0.3", "--data.short_seq_prob", "0", "--train.schedule.cycles", "2",
+        "--train.optimizer.momentum", "0.9", "--data.length_ramp", "{2: 32}",
+    )  # fmt: skip
+    assert "masking.rate is 0.3, but objective lm masks nothing; remove it" in text
+    assert "data.short_seq_prob is 0.0, but objective lm has no pairs; remove it" in text
+    assert "train.schedule.cycles is given, and linear has none; remove it, or choose cosine_restarts" in text
+    assert "train.optimizer.momentum is given, and adamw has none; remove it" in text
+    assert "data.length_ramp lasts until step 2 of 2, so data.seq_length is never reached; end it before" in text
+
+
 def test_architecture_that_does_not_fit(run, shards):
     base = ("--ds_config", FP32, "--data.shards", shards, *run)
     assert "must be a multiple of arch.num_heads (3)" in fails(*base, "--arch.num_heads", "3")

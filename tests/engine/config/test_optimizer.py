@@ -16,7 +16,7 @@ NAMES = "adamw, lamb, lion, adafactor, muon"
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_is_without_problems_by_default(name):
     assert OptimizerConfig(name=name).problems() == []
-    assert OptimizerConfig(name=name).completed().problems() == []
+    assert OptimizerConfig(name=name).completed().wrong_values() == []
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,14 @@ def test_each_optimizer_is_without_problems_by_default(name):
         (OptimizerConfig(layer_decay=0.0), "train.optimizer.layer_decay is 0.0; it must be above 0, and 1 (off) at"),
         (OptimizerConfig(layer_decay=1.1), "train.optimizer.layer_decay is 1.1"),
         (OptimizerConfig(name="muon", momentum=1.0), "train.optimizer.momentum is 1.0; it must be in [0, 1)"),
-        (OptimizerConfig(clip_update=0.0), "train.optimizer.clip_update is 0.0; it must be above 0 and finite"),
-        (OptimizerConfig(decay_rate=-1.0), "train.optimizer.decay_rate is -1.0; it must be above 0 and finite"),
+        (
+            OptimizerConfig(name="adafactor", clip_update=0.0),
+            "train.optimizer.clip_update is 0.0; it must be above 0 and finite",
+        ),
+        (
+            OptimizerConfig(name="adafactor", decay_rate=-1.0),
+            "train.optimizer.decay_rate is -1.0; it must be above 0 and finite",
+        ),
         (
             OptimizerConfig(name="lamb", trust_clamp=(2.0, 1.0)),
             "train.optimizer.trust_clamp is [2.0, 1.0]; it must be the least and the greatest trust ratio, such as",
@@ -63,6 +69,15 @@ def test_each_optimizer_is_without_problems_by_default(name):
             "train.optimizer.betas is given, and adafactor has none; remove it",
         ),
         (OptimizerConfig(name="lion", eps=1e-8), "train.optimizer.eps is given, and lion has none; remove it"),
+        (OptimizerConfig(momentum=0.95), "train.optimizer.momentum is given, and adamw has none; remove it"),
+        (
+            OptimizerConfig(name="muon", clip_update=1.0),
+            "train.optimizer.clip_update is given, and muon has none; remove it",
+        ),
+        (
+            OptimizerConfig(name="lamb", decay_rate=0.8),
+            "train.optimizer.decay_rate is given, and lamb has none; remove it",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -73,7 +88,10 @@ def test_each_problem_has_its_message(config, message):
 
 
 def test_defaults_are_the_optimizer_s_own_and_give_way():
-    assert OptimizerConfig().completed() == OptimizerConfig(betas=(0.9, 0.999), eps=1e-8)
+    single = {"momentum": 0.95, "clip_update": 1.0, "decay_rate": 0.8}  # the record has them of every optimizer
+    assert OptimizerConfig().completed() == OptimizerConfig(betas=(0.9, 0.999), eps=1e-8, **single)
+    muon = OptimizerConfig(name="muon", momentum=0.0).completed()
+    assert muon.momentum == 0.0 and muon.completed() == muon
     assert OptimizerConfig(name="lion").completed().betas == (0.9, 0.99)
-    given = OptimizerConfig(name="lamb", betas=(0.8, 0.9), eps=1e-3)
+    given = OptimizerConfig(name="lamb", betas=(0.8, 0.9), eps=1e-3, **single)
     assert given.completed() == given

@@ -9,7 +9,7 @@ import pytest
 
 from engine.config.arch import ArchConfig, ArchOverrides
 from engine.config.masking import MaskingConfig
-from engine.config.pretrain import DataConfig, PretrainConfig
+from engine.config.pretrain import OBJECTIVE_NAMES, DataConfig, PretrainConfig
 from engine.config.train import TrainConfig
 
 
@@ -33,12 +33,41 @@ def test_defaults_are_without_problems():
         ({"masking": MaskingConfig(mask_share=math.nan)}, "masking.mask_share (nan)"),
         ({"data": DataConfig(seq_length=7)}, "data.seq_length is 7; it must be at least 8"),
         ({"train": TrainConfig(steps=0)}, "train.steps is 0"),
+        (
+            {"train": TrainConfig(steps=5, batch_ramp={2: 8, 5: 16})},
+            "train.batch_ramp lasts until step 5 of 5, so train.batch_size is never reached; end it before",
+        ),
+        (
+            {"train": TrainConfig(steps=5), "data": DataConfig(seq_length=64, length_ramp={9: 32})},
+            "data.length_ramp lasts until step 9 of 5, so data.seq_length is never reached; end it before",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_each_problem_has_its_message(settings, message):
     found = PretrainConfig(ds_config="x.json", **settings).problems()
     assert len(found) == 1 and found[0].startswith(message)
+
+
+def test_a_ramp_that_ends_before_the_run_is_legal():
+    train, data = TrainConfig(steps=5, batch_ramp={4: 8}), DataConfig(seq_length=64, length_ramp={4: 32})
+    assert PretrainConfig(ds_config="x.json", train=train, data=data).problems() == []
+
+
+def test_what_an_objective_does_not_have_is_refused():
+    masked = PretrainConfig(ds_config="x.json", masking=MaskingConfig(rate=0.2, whole_word=True))
+    assert masked.unused("mlm") == masked.unused("mlm,nsp") == []
+    assert masked.unused("lm") == [
+        "masking.rate is 0.2, but objective lm masks nothing; remove it",
+        "masking.whole_word is True, but objective lm masks nothing; remove it",
+    ]
+    pairs = PretrainConfig(ds_config="x.json", data=DataConfig(short_seq_prob=0.0))
+    assert pairs.unused("mlm,nsp") == pairs.unused("mlm,sop") == []
+    for name in ("mlm", "lm"):
+        assert pairs.unused(name) == [
+            f"data.short_seq_prob is 0.0, but objective {name} has no pairs; remove it",
+        ]
+    assert all(PretrainConfig(ds_config="x.json").unused(name) == [] for name in OBJECTIVE_NAMES)
 
 
 def test_all_problems_come_at_once():

@@ -35,20 +35,28 @@ def test_defaults_are_without_problems():
         (ScheduleConfig(warmup_steps=-1), "train.schedule.warmup_steps is -1; it must not be negative"),
         (ScheduleConfig(warmup_ratio=1.5), "train.schedule.warmup_ratio is 1.5; it must be in [0, 1]"),
         (ScheduleConfig(warmup_ratio=math.nan), "train.schedule.warmup_ratio is nan"),
-        (ScheduleConfig(decay_shape="step"), "train.schedule.decay_shape is 'step'; it must be one of linear, cosine"),
-        (ScheduleConfig(power=0.0), "train.schedule.power is 0.0; it must be above 0"),
-        (ScheduleConfig(cycles=0), "train.schedule.cycles is 0; it must be above 0"),
-        (ScheduleConfig(hold_ratio=1.1), "train.schedule.hold_ratio is 1.1; it must be in [0, 1]"),
+        (
+            ScheduleConfig(name="wsd", decay_shape="step"),
+            "train.schedule.decay_shape is 'step'; it must be one of linear, cosine, sqrt",
+        ),
+        (ScheduleConfig(name="polynomial", power=0.0), "train.schedule.power is 0.0; it must be above 0"),
+        (ScheduleConfig(name="cosine_restarts", cycles=0), "train.schedule.cycles is 0; it must be above 0"),
+        (
+            ScheduleConfig(name="tri_stage", warmup_ratio=0.0, hold_ratio=-0.1),
+            "train.schedule.hold_ratio is -0.1; it must be in [0, 1]",
+        ),
         (
             ScheduleConfig(name="wsd", warmup_ratio=0.6, decay_ratio=0.5),
             "train.schedule.warmup_ratio (0.6) and decay_ratio (0.5) must sum to 1 at most",
         ),
         (
-            ScheduleConfig(name="tri_stage"),
+            ScheduleConfig(name="tri_stage", final_ratio=0.0),
             "train.schedule.final_ratio is 0.0, which an exponential decay never reaches: give tri_stage one above 0",
         ),
         (TrainConfig(nonfinite="ignore"), "train.nonfinite is 'ignore'; it must be one of stop, skip"),
-        (TrainConfig(rank_timeout=0.0), "train.rank_timeout is 0.0; it must be at least 1"),
+        (TrainConfig(rank_timeout=0.0), "train.rank_timeout is 0.0; it must be at least 1, and finite"),
+        (TrainConfig(rank_timeout=math.nan), "train.rank_timeout is nan; it must be at least 1, and finite"),
+        (TrainConfig(rank_timeout=math.inf), "train.rank_timeout is inf; it must be at least 1, and finite"),
         (TrainConfig(batch_ramp={0: 8}), "train.batch_ramp {0: 8} maps the step until which a value holds"),
         (TrainConfig(batch_ramp={5: 8, 3: 4}), "train.batch_ramp {5: 8, 3: 4} maps the step until which"),
         (
@@ -64,6 +72,46 @@ def test_each_problem_has_its_message(config, message):
     assert len(found) == 1 and found[0].startswith(message)
     if isinstance(config, ScheduleConfig):
         assert replace(TrainConfig(), schedule=config).problems() == found
+
+
+# What the schedules of docs/training.md have.
+HAVE = {
+    "linear": {"final_ratio"},
+    "cosine": {"final_ratio"},
+    "cosine_restarts": {"final_ratio", "cycles", "cycle_decay"},
+    "polynomial": {"final_ratio", "power"},
+    "constant": set(),
+    "inverse_sqrt": {"final_ratio"},
+    "tri_stage": {"final_ratio", "hold_ratio"},
+    "wsd": {"final_ratio", "decay_ratio", "decay_shape"},
+}
+RECORDED = {
+    "final_ratio": 0.0, "power": 1.0, "cycles": 4, "cycle_decay": 1.0, "hold_ratio": 0.4, "decay_ratio": 0.1,
+    "decay_shape": "linear",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HAVE)
+@pytest.mark.parametrize("setting", RECORDED)
+def test_a_setting_that_a_schedule_does_not_have_is_refused(name, setting):
+    config = ScheduleConfig(name=name, **{setting: RECORDED[setting] or 0.01})
+    if setting in HAVE[name]:
+        assert config.problems() == []
+        return
+    have = " or ".join(other for other in HAVE if setting in HAVE[other])
+    message = f"train.schedule.{setting} is given, and {name} has none; remove it, or choose {have}"
+    assert config.problems() == TrainConfig(schedule=config).problems() == [message]
+
+
+@pytest.mark.parametrize("name", HAVE)
+def test_the_record_of_a_schedule_has_all_settings(name):
+    """The values that runs were recorded with when they could not be left out, or such a run would not go on."""
+    completed = ScheduleConfig(name=name, warmup_steps=3).completed()
+    expected = {**RECORDED, "final_ratio": 0.05} if name == "tri_stage" else RECORDED
+    assert vars(completed) == {"name": name, "warmup_steps": 3, "warmup_ratio": 0.1, **expected}
+    assert completed.completed() == completed and completed.wrong_values() == []
+    given = ScheduleConfig(name="polynomial", power=2.0, final_ratio=0.0)
+    assert (given.completed().power, given.completed().final_ratio) == (2.0, 0.0)
 
 
 def legal(batch_size: int, micro_batch_size: int, world_size: int) -> bool:

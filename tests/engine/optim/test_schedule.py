@@ -67,6 +67,12 @@ def test_tri_stage():
     assert found == pytest.approx([1 / 2, 1, 1, 1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
 
 
+def test_defaults_of_tri_stage():
+    found = rates(10, name="tri_stage", warmup_steps=2)
+    assert found == rates(10, name="tri_stage", warmup_steps=2, hold_ratio=0.4, final_ratio=0.05)
+    assert found[-1] == pytest.approx(0.05 ** (4 / 5))
+
+
 def test_warmup_stable_decay():
     settings = {"name": "wsd", "warmup_steps": 2, "decay_ratio": 0.3}
     assert rates(10, **settings) == pytest.approx([1 / 2, *[1] * 6, 3 / 4, 2 / 4, 1 / 4])

@@ -159,9 +159,12 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(two_rank_run, tmp_path):
     copy_up_to(two_rank_run / "whole", run, step=8)
     config = json.loads((run / "config.json").read_text())
     del config["stages"], config["train"]["batch_ramp"], config["train"]["optimizer"]["layer_decay"]
+    assert config["train"]["schedule"]["cycles"] == 4 and config["train"]["optimizer"]["momentum"] == 0.95
+    del config["train"]["optimizer"]["clip_update"]
     del config["train"]["schedule"]["power"], config["masking"]["span"], config["data"]["short_seq_prob"]
     (run / "config.json").write_text(json.dumps(config))
-    other = commands.run(commands.PRETRAIN, options(shards, run, fp32(tmp_path, 2), "--train.schedule.power", "2"))
+    power = ("--train.schedule.name", "polynomial", "--train.schedule.power", "2")
+    other = commands.run(commands.PRETRAIN, options(shards, run, fp32(tmp_path, 2), *power))
     assert other.returncode == 2 and "train.schedule.power: 1.0 there, 2.0 now" in other.stdout, other.stdout
     done = commands.run(commands.PRETRAIN, options(shards, run, fp32(tmp_path, 2)))
     assert done.returncode == 0 and "going on from step 8" in done.stdout, done.stdout

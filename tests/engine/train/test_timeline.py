@@ -78,6 +78,15 @@ def test_each_stage_has_its_own_rates_and_optimizer():
             assert step.optimizer == RUN.train.optimizer
 
 
+def test_completed_settings_compute_the_same_and_are_without_problems():
+    stages = STAGES.completed().all_stages()
+    assert [text for stage in stages for text in stage.problems()] == []
+    pairs = zip(Timeline(STAGES.all_stages()), Timeline(stages), strict=True)
+    assert all(replace(given, optimizer=given.optimizer.completed()) == filled for given, filled in pairs)
+    assert STAGES.completed().stages[1].schedule == ScheduleConfig(name="cosine", warmup_steps=2).completed()
+    assert STAGES.completed().completed() == STAGES.completed()
+
+
 def test_masking_rate_follows_the_progress_of_the_run():
     timeline = Timeline(STAGES.all_stages(), lambda progress: 0.3 - 0.2 * progress)
     assert [timeline.at(step).masking_rate for step in (0, 7)] == pytest.approx([0.3, 0.2])
@@ -106,6 +115,18 @@ def test_masking_rate_follows_the_progress_of_the_run():
         (
             replace(RUN, data=DataConfig(seq_length=64, length_ramp={3: 4})),
             "data.length_ramp {3: 4} has values below 8; the last value, from then on, is data.seq_length (64)",
+        ),
+        (
+            replace(RUN, stages=[StageConfig(steps=9), StageConfig(steps=5, batch_ramp={5: 8})]),
+            "stages.1: batch_ramp lasts until step 5 of 5, so batch_size is never reached; end it before",
+        ),
+        (
+            replace(RUN, stages=[StageConfig(steps=5, length_ramp={2: 8, 6: 16})]),
+            "stages.0: length_ramp lasts until step 6 of 5, so seq_length is never reached; end it before",
+        ),
+        (
+            replace(RUN, stages=[StageConfig(steps=9, schedule=ScheduleConfig(power=2.0))]),
+            "stages.0: train.schedule.power is given, and linear has none; remove it, or choose polynomial",
         ),
         (replace(RUN, data=DataConfig(short_seq_prob=1.5)), "data.short_seq_prob is 1.5; it must be in [0, 1]"),
     ],
