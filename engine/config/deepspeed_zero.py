@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import json
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,27 @@ def _offload_problems(zero: dict[str, Any], key: str, stage: int, path: str) -> 
 
 
 def _folder_problems(folder: Any, name: str) -> list[str]:
-    """What is wrong with a folder that is made where it is missing."""
+    """What is wrong with a folder for tensors; it is made where it is missing."""
     if not isinstance(folder, str) or not folder:
         return [f"{name} is missing: name a folder on a local NVMe disk"]
     path = Path(folder).absolute()
-    existing = next(place for place in [path, *path.parents] if place.exists())
-    if not existing.is_dir():
-        return [f"{name} is {folder}, and {existing} is not a folder"]
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return [f"{name} is {folder}, and {existing} cannot be written to; name a folder on a local NVMe disk"]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _write_around_the_cache(path / f".probe-{os.getpid()}")
+    except OSError as error:
+        return [
+            f"{name} is {folder}, which cannot take tensors ({error.strerror}); name a folder on a local NVMe disk, on "
+            "no file system in memory"
+        ]
     return []
+
+
+def _write_around_the_cache(file: Path) -> None:
+    """Write a block as DeepSpeed will, by O_DIRECT, which not every file system knows; OSError where it fails."""
+    block = mmap.mmap(-1, mmap.PAGESIZE)  # its memory is aligned, as O_DIRECT wants
+    descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | getattr(os, "O_DIRECT", 0), 0o600)
+    try:
+        os.write(descriptor, block)
+    finally:
+        os.close(descriptor)
+        file.unlink()

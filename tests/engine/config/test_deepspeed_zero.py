@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def problems(aio: dict[str, Any] | None = None, **zero: Any) -> list[str]:
         ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "nvme_path is missing: name a folder on a local NVMe"),
         (
             {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/dev/null/x"}},
-            "nvme_path is /dev/null/x, and /dev/null is not a folder",
+            "nvme_path is /dev/null/x, which cannot take tensors (Not a directory); name a folder on a local NVMe disk",
         ),
         (
             {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}},
@@ -63,9 +64,12 @@ def test_aio_without_nvme():
 
 
 def test_nvme_folder_that_cannot_be_written(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr("os.access", lambda path, mode: False)
+    def refuse(*arguments: object) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.open", refuse)
     (found,) = problems(stage=3, offload_optimizer={"device": "nvme", "nvme_path": str(tmp_path / "new")})
-    assert f"nvme_path is {tmp_path / 'new'}, and {tmp_path} cannot be written to; name a folder on a lo" in found
+    assert f"nvme_path is {tmp_path / 'new'}, which cannot take tensors (Operation not permitted)" in found
 
 
 def test_nvme_without_libaio(monkeypatch, tmp_path: Path):
