@@ -18,7 +18,8 @@ from engine.config.deepspeed_json import (
 )
 from engine.convert.configs import read_json
 from engine.convert.model_folder import find_weights
-from engine.models.model import Model, build_model
+from engine.models.model import Model, build_model, parameter_names
+from engine.optim.groups import pattern_problems
 from engine.train.distributed import global_rank, init_distributed
 from engine.train.evaluate import Runner
 from engine.train.initial import load_initial_weights
@@ -113,6 +114,10 @@ def resolve(config: FinetuneConfig) -> Resolved:
     tree, shape, device = check_settings(config.ds_config, [config.train.stage(config.max_length, {})], problems)
     model = collect(problems, lambda: open_model(config))
     task, files = read_labelled_files(config, problems)
+    if model and task:
+        learned = task
+        names = parameter_names(model[1], lambda arch: {learned.name: learned.make_head(arch)})
+        problems += pattern_problems(config.train.optimizer, names)
     if problems or not (tree is not None and model and task):
         raise UsageError("\n".join(dict.fromkeys(problems)))
     folder, arch, builder = model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,12 @@ def build_model(arch: ArchConfig, heads: Mapping[str, nn.Module], seed: int) -> 
     model = Model(Transformer(arch), heads)
     init_weights(model, arch, seed)
     return model
+
+
+def parameter_names(arch: ArchConfig, make_heads: Callable[[ArchConfig], Mapping[str, nn.Module]]) -> list[str]:
+    """Names of a model's parameters, without memory for them."""
+    with torch.device("meta"):
+        return [name for name, _ in Model(Transformer(arch), make_heads(arch)).named_parameters()]
 
 
 @torch.no_grad()

@@ -6,16 +6,18 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from engine.config.cli import SharedError
+from engine.config.cli import SharedError, collect
 from engine.config.optimizer import OptimizerConfig
 
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 EMBEDDINGS = "encoder.embeddings."
 MATRICES_OF_LAYERS = "encoder.layers."
+NOTHING_LEFT = "train.optimizer.freeze {patterns} leaves no parameter to train; name fewer"
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -55,12 +57,24 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     ]
 
 
+def pattern_problems(config: OptimizerConfig, names: Iterable[str]) -> list[str]:
+    """What is wrong with the patterns of the settings for parameters of these names."""
+    problems: list[str] = []
+    names = list(names)
+    for setting, patterns in (("freeze", config.freeze), ("decay_exclude", config.decay_exclude)):
+        for pattern in patterns:
+            collect(problems, partial(matching, setting, [pattern], names))
+    if not problems and len(matching("freeze", config.freeze, names)) == len(names):
+        problems.append(NOTHING_LEFT.format(patterns=list(config.freeze)))
+    return problems
+
+
 def freeze(named: dict[str, nn.Parameter], patterns: Sequence[str]) -> None:
     """Take the gradients from the parameters whose names match."""
     for name in matching("freeze", patterns, named):
         named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
-        raise SharedError(f"train.optimizer.freeze {list(patterns)} leaves no parameter to train; name fewer")
+        raise SharedError(NOTHING_LEFT.format(patterns=list(patterns)))
 
 
 def matching(setting: str, patterns: Sequence[str], names: Iterable[str]) -> set[str]:
