@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
 import resource
 import socket
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -21,6 +23,9 @@ T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 JOIN_SECONDS = 600.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 1.0  # seconds between two looks for rank 0
+RANK_ZERO_CAME = "rank-zero-came"
+_meetings = itertools.count(1)
 
 
 def world_size() -> int:
@@ -147,7 +152,8 @@ def barrier() -> None:
 
 def all_reduce_sum(values: Sequence[float], device: torch.device) -> torch.Tensor:
     """Sum host numbers over the ranks: [n] float64 on ``device`` (exact for integers up to 2^53)."""
-    total = torch.tensor(list(values), dtype=torch.float64, device=device)
+    on_gpu = device.type == "cuda"  # only from pinned memory a copy does not wait for the GPU
+    total = torch.tensor(list(values), dtype=torch.float64, pin_memory=on_gpu).to(device, non_blocking=True)
     torch.distributed.all_reduce(total)
     return total
 
@@ -173,13 +179,36 @@ def raise_together(problem: str | None) -> None:
         raise SharedError("\n".join(dict.fromkeys(found)))
 
 
+def wait_for_rank_zero() -> None:
+    """Return when rank 0 has called this too, however long that takes; all ranks call it as often, in the same order.
+
+    To be called before a collective that rank 0 comes to after work of its own: a collective gives up after
+    ``COLLECTIVE_TIMEOUT``. If rank 0 is lost meanwhile, its store does not answer, or the watchdog ends this rank.
+    """
+    if world_size() == 1:
+        return
+    store, meeting = torch.distributed.distributed_c10d._get_default_store(), next(_meetings)
+    if global_rank() == 0:
+        store.add(RANK_ZERO_CAME, 1)
+        return
+    pause = SHORTEST_PAUSE
+    while store.add(RANK_ZERO_CAME, 0) < meeting:  # adding nothing reads
+        time.sleep(pause)
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
 def from_rank_zero(work: Callable[[], T]) -> T:
-    """Do something on rank 0 alone; every rank gets its result, or its ValueError or OSError as a SharedError."""
+    """Do something on rank 0 alone, however long it takes; every rank gets its result.
+
+    Raises:
+        SharedError: on every rank, where it was a ValueError or OSError on rank 0.
+    """
     result, problem = None, None
     if global_rank() == 0:
         try:
             result = work()
         except (ValueError, OSError) as error:
             problem = str(error)
+    wait_for_rank_zero()
     raise_together(problem)
     return cast(T, broadcast_object(result))

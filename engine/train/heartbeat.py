@@ -28,7 +28,7 @@ PATIENT_FILES = (
     "/torch/utils/file_baton.py",
     "/engine/checkpoint/",
 )
-PATIENT_FUNCTIONS = ("from_rank_zero",)
+PATIENT_FUNCTIONS = ("from_rank_zero", "open_rows")
 GONE_OR_FROZEN = "its process or its machine is gone or frozen"
 LIBRARIES = ("/site-packages/", os.path.dirname(os.__file__), "<frozen ")
 

@@ -25,12 +25,19 @@ from engine.data.source import RowSource
 from engine.models.model import Model, build_model
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.registry import build_objective
-from engine.train.distributed import global_rank, init_distributed, raise_together, world_size
+from engine.train.distributed import (
+    global_rank,
+    init_distributed,
+    raise_together,
+    wait_for_rank_zero,
+    world_size,
+)
 from engine.train.evaluate import Runner, evaluate
 from engine.train.initial import check_initial_weights, load_initial_weights
 from engine.train.metrics import say
 from engine.train.run import RunParts, check_settings, run_record, run_training
 from engine.train.timeline import StepSettings, Timeline
+from engine.train.watchdog import Watchdog
 from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
 from preprocess.output_folder import CACHE_FOLDER, HELDOUT_FOLDER, TOKENIZER_FOLDER
 from preprocess.tokenizer import BERT, LANGUAGE_MODEL, Tokenizer, load_tokenizer
@@ -62,7 +69,8 @@ def pretrain(config: PretrainConfig) -> RunFolder:
     """
     resolved = resolve(config)
     device = init_distributed()
-    source, held_out = open_rows(resolved)
+    with Watchdog(config.train.rank_timeout):
+        source, held_out = open_rows(resolved)
     if held_out is None:
         say(f"note: {config.data.shards} holds no held-out documents: nothing is evaluated")
     if config.masking.whole_word and not source.knows_words(resolved.tokenizer.continuation):
@@ -215,6 +223,7 @@ def open_rows(resolved: Resolved) -> tuple[RowSource, RowSource | None]:
 
     problems: list[str] = []
     opened = collect(problems, open_both) if global_rank() == 0 else None
+    wait_for_rank_zero()
     raise_together("\n".join(problems) or None)
     opened = opened or collect(problems, open_both)
     raise_together("\n".join(problems) or None)

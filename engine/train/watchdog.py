@@ -8,6 +8,7 @@ One thread talks with the store, since a store on a frozen machine never answers
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -45,6 +46,7 @@ ROUNDS_TO_HEAR = 3  # exchanges with the store after which what a failed rank sa
 SECONDS_BROKEN = 1.0  # without the store, after which rank 0 counts as gone
 SECONDS_TO_LEAVE = 30.0
 CONNECT_TIMEOUT = timedelta(seconds=10)
+_watches = itertools.count(1)
 
 
 class Watchdog:
@@ -169,7 +171,7 @@ class _Link(threading.Thread):
         self._rounds = self._exchanges = 0
         self._wake, self._announced, self._ended = threading.Event(), threading.Event(), threading.Event()
         generation = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._prefix = f"watchdog/{generation}/"
+        self._prefix = f"watchdog/{generation}/{next(_watches)}/"  # what an earlier one left tells of its own time
 
     def run(self) -> None:
         """Exchange beats until this rank has ended."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from engine.config.cli import SharedError
-from engine.train import distributed
+from engine.train import distributed, pretraining
 from tests.engine.ranks import run_ranks
 
 
@@ -78,6 +81,39 @@ def test_collectives(said):
     for result in said:
         assert result["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert result["sum"] == [1.0, 2.0**53 + 2, 1.0]
+
+
+def work_beyond_the_limit_of_collectives(folder: Path) -> dict[str, Any]:
+    """Rank 0 takes longer than a collective may: in work for all, and in planning rows."""
+    limit = 3.0
+    distributed.barrier()
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=limit))
+
+    def slow_on_rank_zero(*ignored: Any) -> Any:
+        if distributed.global_rank() == 0:
+            time.sleep(1.5 * limit)
+        return SimpleNamespace(num_rows=64)
+
+    train = SimpleNamespace(output=str(folder / "run"))
+    resolved: Any = SimpleNamespace(
+        config=SimpleNamespace(train=train, seed=1),
+        objective=SimpleNamespace(sequence_layout=None),
+        manifest=SimpleNamespace(folder=folder),
+        held_out=None,
+        timeline=SimpleNamespace(lengths=lambda: [8]),
+    )
+    results = {"work": distributed.from_rank_zero(lambda: slow_on_rank_zero().num_rows)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "RowReader", slow_on_rank_zero)
+        results["rows"] = pretraining.open_rows(resolved)[0].num_rows(8)
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=60))
+    return results
+
+
+def test_what_rank_zero_does_for_all_may_outlast_a_collective(tmp_path):
+    module = "tests.engine.train.test_distributed"
+    for result in run_ranks(module, "work_beyond_the_limit_of_collectives", tmp_path):
+        assert result["work"] == result["rows"] == 64
 
 
 def test_ranks_come_from_the_environment(monkeypatch):

@@ -163,6 +163,7 @@ def test_the_place_of_the_main_thread_is_the_innermost_line_outside_libraries():
         ("/venv/site-packages/torch/utils/cpp_extension.py", "work"),
         ("/repository/engine/checkpoint/save.py", "work"),
         ("/repository/engine/train/distributed.py", "from_rank_zero"),
+        ("/repository/engine/train/pretraining.py", "open_rows"),
     ],
 )
 def test_the_main_thread_may_take_long_where_it_compiles_or_works_for_all(file, function):
