@@ -66,16 +66,31 @@ class RunFolder:
         """Where the checkpoint of a step stands."""
         return self.checkpoints / f"step-{step}"
 
-    def temporary_folder(self, step: int) -> Path:
-        """Where the checkpoint of a step is written before it is renamed."""
-        return self.checkpoints / f".step-{step}.partial"
+    def temporary_folder(self, step: int, token: str) -> Path:
+        """Where a save of a step is written before it is renamed; what names the save keeps others' ranks out."""
+        return self.checkpoints / f".step-{step}.{token}.partial"
+
+    def remove_leftovers(self) -> None:
+        """Drop what saves that were killed left, half-written or half-deleted."""
+        for leftover in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether a finished checkpoint of a step is there."""
+        return (self.step_folder(step) / MANIFEST).is_file()
+
+    def set_aside(self, step: int) -> None:
+        """Keep what stands in the place of a step's checkpoint under another name, where it is in nobody's way."""
+        damaged = self.checkpoints / f"damaged-step-{step}"
+        shutil.rmtree(damaged, ignore_errors=True)  # damaged at the same step before: one is enough
+        os.rename(self.step_folder(step), damaged)
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""
         if not self.checkpoints.is_dir():
             return []
         found = [_STEP_FOLDER.fullmatch(entry.name) for entry in self.checkpoints.iterdir()]
-        return sorted(int(match[1]) for match in found if match and (self.checkpoints / match[0] / MANIFEST).is_file())
+        return sorted(step for step in (int(match[1]) for match in found if match) if self.has_checkpoint(step))
 
     def open(self, config: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> bool:
         """Begin a run or go on with one.
@@ -165,26 +180,24 @@ class RunFolder:
 
     def return_to(self, step: int) -> None:
         """Drop what lies after a checkpoint: half-written ones, damaged newer ones, later lines of the metrics."""
-        for leftover in self.checkpoints.glob(".step-*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self.remove_leftovers()
         for newer in self.steps():
             if newer > step:
-                damaged = self.checkpoints / f"damaged-step-{newer}"
-                shutil.rmtree(damaged, ignore_errors=True)  # damaged at the same step before: one is enough
-                os.rename(self.step_folder(newer), damaged)
+                self.set_aside(newer)
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self.metrics, "".join(line for line in lines if _step_of(line) <= step))
         self._link_model(step)
 
-    def publish(self, step: int, keep: int) -> None:
+    def publish(self, written: Path, step: int, keep: int) -> None:
         """Make a written checkpoint count: rename it, point the model link at it, drop the oldest beyond ``keep``."""
-        final = self.step_folder(step)
-        os.rename(self.temporary_folder(step), final)
+        os.rename(written, self.step_folder(step))
         sync_to_disk(self.checkpoints)
         self._link_model(step)
         for old in self.steps()[:-keep] if keep else []:
-            shutil.rmtree(self.step_folder(old), ignore_errors=True)
+            hidden = self.checkpoints / f".step-{old}.old"  # what is half-deleted must not count as a checkpoint
+            os.rename(self.step_folder(old), hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
 
     def _link_model(self, step: int) -> None:
         link = self.path / f".{MODEL}.partial"

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,11 +38,21 @@ from engine.checkpoint.reports import Report, collect_reports, publish_report, r
 from engine.checkpoint.run_folder import MODEL, RunFolder
 from engine.checkpoint.state import model_shapes, model_snapshot, snapshot
 from engine.config.cli import SharedError
-from engine.train.distributed import from_rank_zero, gather_objects, global_rank, raise_together, world_size
+from engine.train.distributed import (
+    from_rank_zero,
+    gather_objects,
+    global_rank,
+    raise_together,
+    wait_for_rank_zero,
+    world_size,
+)
 from preprocess.files import sync_to_disk
 
 ModelExporter = Callable[[Path, dict[str, Tensor]], None]
-REPORT_TIMEOUT = 1800.0  # seconds that rank 0 waits for the slowest; that a rank died, training notices long before
+# Seconds that a rank may take to write its part: fewer than the ranks wait for each other in a collective, so that one
+# whose disk hangs is named. That a rank died, training notices long before.
+REPORT_TIMEOUT = 1200.0
+SECONDS_TO_CANCEL = 60.0
 
 
 @dataclass(eq=False)
@@ -52,7 +64,9 @@ class Save:
         token: names this save on all ranks.
         tensors: this rank's fragments by label; none where it has nothing to write.
         manifest: all but the files.
-        cancelled: set where rank 0 need not wait for the others any more.
+        deadline: on the monotonic clock, when this rank's part must be written.
+        written: set when this rank's part is written or has failed.
+        cancelled: set where rank 0 need not wait for the others any more, and must not let the checkpoint count.
         problem: why this rank could not write, in the user's words.
         error: what stopped this rank and is no fault of the disk.
     """
@@ -61,6 +75,8 @@ class Save:
     token: str
     tensors: Mapping[str, Tensor]
     manifest: CheckpointManifest
+    deadline: float = field(default_factory=lambda: time.monotonic() + REPORT_TIMEOUT)
+    written: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     problem: str | None = None
     error: Exception | None = None
@@ -121,14 +137,16 @@ class CheckpointWriter:
         save, rank = self._save, global_rank()
         if save is None:
             return
-        if rank > 0:
-            self._thread.join()
+        if not save.written.wait(max(0.0, save.deadline - time.monotonic())):
+            slow = TimeoutError(errno.ETIMEDOUT, f"its disk took more than {REPORT_TIMEOUT:.0f} s")
+            save.problem = explain_write_error(slow, save.folder)
         failed = any(gather_objects(save.problem is not None))  # rank 0 may still be at work: the others have ended
         if rank == 0:
             if failed:
                 save.cancelled.set()
-            self._thread.join()
+            self._thread.join(SECONDS_TO_CANCEL if failed else None)
         self._save = None
+        wait_for_rank_zero()
         try:
             raise_together(save.problem)
         except SharedError:
@@ -141,21 +159,25 @@ class CheckpointWriter:
     def _prepare(self, step: int) -> str | None:
         """Make the folder of a save when the one before it has ended; None where the checkpoint is there already."""
         self.wait()
-        folder = self.run.temporary_folder(step)
 
         def make() -> str | None:
-            if self.run.step_folder(step).exists():
+            if self.run.has_checkpoint(step):
                 return None  # resumed at the last step
+            token = os.urandom(8).hex()
+            folder = self.run.temporary_folder(step, token)
             try:
-                _fresh_folder(folder)
+                self.run.remove_leftovers()
+                if self.run.step_folder(step).exists():
+                    self.run.set_aside(step)  # a copy or a deletion that was cut off: no checkpoint
+                _make_folder(folder)
             except OSError as error:
                 raise ValueError(explain_write_error(error, folder)) from error
-            return os.urandom(8).hex()
+            return token
 
         return from_rank_zero(make)
 
     def _begin(self, token: str, tensors: Mapping[str, Tensor], manifest: CheckpointManifest) -> None:
-        save = Save(self.run.temporary_folder(manifest.step), token, tensors, manifest)
+        save = Save(self.run.temporary_folder(manifest.step, token), token, tensors, manifest)
         self._save = save
         self._thread = threading.Thread(target=self._write, args=(save,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -169,46 +191,45 @@ class CheckpointWriter:
                 files[rank_file(rank)] = write_tensors(save.folder / rank_file(rank), save.tensors)
             publish_report(save.folder, rank, Report(save.token, files))
             if rank == 0:
+                save.written.set()
                 self._finish(save)
         except Exception as error:  # a thread must not take a mistake of ours to its grave
             self._give_up(save, error)
+        finally:
+            save.written.set()
 
     def _finish(self, save: Save) -> None:
         """When all ranks have written: export the model, write the manifest, let the checkpoint count."""
         ranks, folder, shapes = world_size(), save.folder, save.manifest.shapes
         files = collect_reports(folder, ranks, save.token, save.cancelled, REPORT_TIMEOUT)
         if files is None:  # the rank that failed tells why
-            shutil.rmtree(folder, ignore_errors=True)
             return
         reader = FragmentReader([folder / name for name in sorted(files)])
         self.export(folder / MODEL, reader.full(WEIGHTS, shapes))
         remove_reports(folder, ranks)
         write_manifest(folder, replace(save.manifest, files=files))
-        self.run.publish(save.manifest.step, self.keep)
+        if not save.cancelled.is_set():
+            self.run.publish(folder, save.manifest.step, self.keep)
 
     def _give_up(self, save: Save, error: Exception) -> None:
-        """Keep the reason for ``wait`` and leave nothing behind; rank 0 takes the whole folder away."""
+        """Keep the reason for ``wait``, which takes the folder away when all ranks have ended, and tell rank 0."""
         rank, folder = global_rank(), save.folder
-        if rank > 0 and not folder.exists():
-            return  # another rank failed before this one, and rank 0 has cleared up
         try:
             known = as_os_error(error) if isinstance(error, (OSError, SafetensorError)) else None
         except SafetensorError:
             known = None
+        if known is not None and not folder.exists():
+            text = f"its folder is not on {platform.node()} (all hosts must share the run folder)"
+            known = OSError(errno.ENOENT, text)
         problem = explain_write_error(known or OSError(0, repr(error)), folder)
         with contextlib.suppress(OSError):
-            if rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-            else:
-                (folder / rank_file(rank)).unlink(missing_ok=True)  # on a full disk the report needs its room
-                publish_report(folder, rank, Report(save.token, {}, failed=True))
+            (folder / rank_file(rank)).unlink(missing_ok=True)  # on a full disk the report needs its room
+            publish_report(folder, rank, Report(save.token, {}, failed=True))
         save.error = error if known is None else None
         save.problem = problem  # last: the run may end as soon as it is there
 
 
-def _fresh_folder(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _make_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
     sync_to_disk(folder.parent)
 

@@ -25,13 +25,13 @@ CONFIG: dict[str, Any] = {
 
 def add_checkpoint(run: RunFolder, step: int, keep: int = 0) -> None:
     """A checkpoint as a trainer leaves it."""
-    folder = run.temporary_folder(step)
+    folder = run.temporary_folder(step, "token")
     (folder / "model").mkdir(parents=True)
     file = folder / "rank-00000.safetensors"
     file.write_bytes(b"weights of step %d" % step)
     entry = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
     write_manifest(folder, CheckpointManifest(step, {}, {}, {"step": step}, {file.name: entry}))
-    run.publish(step, keep)
+    run.publish(folder, step, keep)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_same_settings_go_on(run):
 def test_run_without_a_checkpoint_begins_again(tmp_path):
     run = RunFolder(str(tmp_path))
     run.write_config(CONFIG)
-    run.temporary_folder(0).mkdir()
+    run.temporary_folder(0, "token").mkdir()
     assert run.open(changed(seed=7)) is False
 
 
@@ -150,7 +150,7 @@ def test_setting_that_an_older_version_lacked_was_its_default(run):
 
 
 def test_steps_are_numbers_of_finished_checkpoints(run):
-    run.temporary_folder(3).mkdir()
+    run.temporary_folder(3, "token").mkdir()
     (run.checkpoints / "step-4").mkdir()  # without a manifest
     (run.checkpoints / "damaged-step-2").mkdir()
     (run.checkpoints / "step-x").mkdir()
@@ -160,7 +160,9 @@ def test_steps_are_numbers_of_finished_checkpoints(run):
 def test_return_to(run):
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 2, 3, 4)]
     run.metrics.write_text("\n".join([*lines[:2], "[]", *lines[2:], '{"step": 2, "lo']))
-    run.temporary_folder(11).mkdir()
+    run.temporary_folder(11, "token").mkdir()
+    (run.checkpoints / ".step-5.old").mkdir()  # deleting was cut off
+    (run.checkpoints / ".step-7.partial").mkdir()  # by an older version
     run.return_to(2)
     assert run.steps() == [0, 2]
     assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2, 2]
@@ -195,6 +197,13 @@ def test_publish_keeps_the_newest(run):
     assert run.steps() == [12]
     add_checkpoint(run, 13, keep=0)
     assert run.steps() == [12, 13]
+
+
+def test_deleting_that_is_cut_off_leaves_no_checkpoint(run, monkeypatch):
+    monkeypatch.setattr("shutil.rmtree", lambda *ignored, **more: None)
+    add_checkpoint(run, 11, keep=1)
+    assert run.steps() == [11]
+    assert not [path for path in run.checkpoints.iterdir() if path.name in ("step-0", "step-2", "step-10")]
 
 
 def test_newest_checkpoint_falls_back_to_one_that_is_whole(run):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,23 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engine.checkpoint import save
-from engine.checkpoint.files import CheckpointManifest, FragmentReader, label, read_manifest, verify_files
+from engine.checkpoint.files import (
+    CheckpointManifest,
+    FragmentReader,
+    label,
+    read_manifest,
+    verify_files,
+    write_tensors,
+)
 from engine.checkpoint.reports import Report, publish_report
 from engine.checkpoint.run_folder import RunFolder
 from engine.checkpoint.save import CheckpointWriter
 from engine.checkpoint.state import rank_share, refuse_other_model
 from engine.config.cli import SharedError
-from engine.train.distributed import barrier, gather_objects, global_rank, raise_together
+from engine.train.distributed import COLLECTIVE_TIMEOUT, barrier, gather_objects, global_rank, raise_together
 from tests.engine.ranks import run_ranks
 
+LATE = 4.0  # seconds; longer than a rank may take in these tests
 SHAPES = {"w": [5, 3], "b": [3]}
 
 
@@ -90,14 +100,28 @@ def save_on_ranks(folder: Path) -> dict[str, Any]:
     attempt("export", 3, no_space)
     attempt("weights of the export", 3, no_space_for_tensors)
     attempt("mistake in the export", 3, mistake)
-    attempt("folder", 4, _fresh_folder=no_space)
-    silent = {"publish_report": lambda *ignored: None} if rank == 1 else {"REPORT_TIMEOUT": 0.2}
+    attempt("folder", 4, _make_folder=no_space)
+    silent = {"publish_report": lambda *ignored: None} if rank == 1 else {"REPORT_TIMEOUT": 2}
     attempt("silence of rank 1", 4, **silent)
+    for hung in (0, 1):
+        write = write_much_later if rank == hung else save.write_tensors
+        attempt(f"disk of rank {hung}", 4, write_tensors=write, REPORT_TIMEOUT=2, SECONDS_TO_CANCEL=0.1)
+    seen, run = run, RunFolder(str(folder / f"run of {rank}"))
+    attempt("folders of their own", 4)
+    run = seen
     if rank == 0:
-        leave_half_a_save(run.temporary_folder(2))
+        leave_half_a_save(run.temporary_folder(2, "killed"))
+        run.step_folder(2).mkdir()
+        (run.step_folder(2) / "rank-00000.safetensors").write_bytes(b"copied in part")
     barrier()
     attempt("again", 2)
+    time.sleep(LATE)  # what a disk did much later changes nothing
     return results
+
+
+def write_much_later(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    time.sleep(LATE)
+    return write_tensors(path, tensors)
 
 
 def leave_half_a_save(folder: Path) -> None:
@@ -151,13 +175,31 @@ def test_mistake_of_ours_keeps_its_own_error(saved):
 def test_rank_that_says_nothing_is_named(saved):
     _, results = saved
     for result in results:
-        assert "could not be written: no word of rank 1 in 0 s. Earlier" in result["silence of rank 1"]
+        assert "could not be written: no word of rank 1 in 2 s. Earlier" in result["silence of rank 1"]
+
+
+@pytest.mark.parametrize("hung", [0, 1])
+def test_rank_whose_disk_hangs_is_named_and_holds_nobody_for_good(hung, saved):
+    _, results = saved
+    for result in results:
+        text = result[f"disk of rank {hung}"]
+        assert text.startswith("SharedError: rank 1: the checkpoint " if hung else "SharedError: the checkpoint ")
+        assert "could not be written: its disk took more than 2 s. Earlier" in text
+
+
+def test_rank_that_does_not_see_the_folder_says_so(saved):
+    _, results = saved
+    for result in results:
+        text = result["folders of their own"]
+        assert text.startswith("SharedError: rank 1: the checkpoint ")
+        assert f"its folder is not on {platform.node()} (all hosts must share the run folder)" in text
 
 
 def test_nothing_is_left_of_a_failure_and_the_next_save_works(saved):
     run, results = saved
     assert [result["again"] for result in results] == ["saved", "saved"]
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-1", "step-2"]
+    names = ["damaged-step-2", "step-1", "step-2"]  # the copy that was no checkpoint is nobody's to delete
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names
     assert os.readlink(run / "model") == "checkpoints/step-2/model"
 
 
@@ -236,6 +278,29 @@ def fail_beside_training(folder: Path) -> list[str]:
         assert time.monotonic() < deadline
     known = outcome(lambda: raise_together(writer.problem()))
     return [known, outcome(writer.wait), outcome(writer.wait), str(writer.problem())]
+
+
+def export_beyond_the_limit_of_collectives(folder: Path) -> str:
+    """Rank 0 exports for longer than a collective may take."""
+    limit = 3.0
+    barrier()
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=limit))
+
+    def export_slowly(target: Path, weights: dict[str, Tensor]) -> None:
+        time.sleep(1.5 * limit)
+        export(target, weights)
+
+    writer = CheckpointWriter(RunFolder(str(folder / "run")), export_slowly)
+    return outcome(lambda: (begin(writer, 1), writer.wait()))
+
+
+def test_export_may_outlast_a_collective(tmp_path):
+    module = "tests.engine.checkpoint.test_save"
+    assert run_ranks(module, "export_beyond_the_limit_of_collectives", tmp_path) == ["saved", "saved"]
+
+
+def test_a_hung_disk_is_named_before_the_others_give_up():
+    assert 0.75 * COLLECTIVE_TIMEOUT.total_seconds() > save.REPORT_TIMEOUT
 
 
 def test_failure_is_known_before_the_wait(tmp_path):
