@@ -88,8 +88,10 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     parser.add_class_arguments(config_class, nested_key=None)
     names = {option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")}
     files = _refuse_unknown_options(argv, names)
+    in_lists = set(_keys_in_lists(config_class))
     for file in files:
-        _refuse_unknown_keys(file, names | set(_keys_in_lists(config_class)))
+        _refuse_unknown_keys(file, names | in_lists)
+    _refuse_unknown_keys_of_options(argv, names | in_lists)
     try:
         parsed = parser.instantiate(parser.parse_args(_with_values(argv, parser)))
     except Exception as error:  # jsonargparse raises several unrelated classes for a user's mistake
@@ -147,29 +149,60 @@ def _refuse_unknown_keys(file: str, names: set[str]) -> None:
         raise UsageError(f"--config {file} is not a YAML file: {error}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"--config {file}: expected keys and values at the top, found {type(tree).__name__}")
-    given = _dotted(tree, names)
-    groups = {name.rpartition(".")[0] for name in names}
-    unknown = [key for key in given if key not in names and key not in ("config", "print_config")]
-    lines = [f"--config {file}: unknown key {key}{nearest(key, names)}" for key in unknown]
-    lines += [
-        f"--config {file}: {key} must hold keys and values, one a line below it" for key in given if key in groups
-    ]
+    _refuse_unknown(tree, names, f"--config {file}: ")
+
+
+def _refuse_unknown_keys_of_options(argv: Sequence[str], names: set[str]) -> None:
+    """Check the lists of groups of settings that a command line gives as YAML, such as ``--stages '[{steps: 5}]'``."""
+    lists = {name.partition("[]")[0] for name in names if "[]" in name}
+    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
+        name, has_value, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in lists:
+            try:
+                tree = {name: yaml.safe_load(value if has_value else following)}
+            except yaml.YAMLError as error:
+                raise UsageError(f"--{name} is not YAML: {error}") from None
+            _refuse_unknown(tree, names, "")
+
+
+def _refuse_unknown(tree: dict[str, Any], names: set[str], where: str) -> None:
+    """UsageError naming every key of a tree that is no setting."""
+    given, groups = _dotted(tree, names), {name.rpartition(".")[0] for name in names}
+    lines = []
+    for key, shown in given:
+        if key in groups:
+            lines.append(f"{where}{shown} must hold keys and values, one a line below it")
+        elif key not in names and key not in ("config", "print_config"):
+            lines.append(f"{where}unknown key {shown}{_hint(key, names)}")
     if lines:
         raise UsageError("\n".join(lines))
 
 
-def _dotted(tree: dict[str, Any], names: set[str], prefix: str = "") -> list[str]:
-    """Dotted names of what a tree gives; what stands in a list is named ``list[].key``."""
+def _hint(key: str, names: set[str]) -> str:
+    """What was meant by an unknown key: in a list, that a setting belongs to the whole run, or the nearest there."""
+    group, in_list, inner = key.rpartition("[].")
+    if not in_list:
+        return nearest(key, names)
+    for name in sorted(names):
+        if "[]" not in name and (name == inner or name.endswith(f".{inner}")):
+            return f"; {name} is a setting of the whole run"
+    return nearest(inner, [name.removeprefix(f"{group}[].") for name in names if name.startswith(f"{group}[].")])
+
+
+def _dotted(tree: dict[str, Any], names: set[str], prefix: str = "", shown: str = "") -> list[tuple[str, str]]:
+    """What a tree gives, by dotted names: in a list as ``list[].key``, and as a user finds it, ``list.0.key``."""
     keys = []
     for key, value in tree.items():
-        name = f"{prefix}{key}"
+        name, seen = f"{prefix}{key}", f"{shown}{key}"
         is_group = any(known.startswith(f"{name}.") for known in names)
         if isinstance(value, list) and any(known.startswith(f"{name}[].") for known in names):
-            keys += [inner for item in value if isinstance(item, dict) for inner in _dotted(item, names, f"{name}[].")]
+            for number, item in enumerate(value):
+                if isinstance(item, dict):
+                    keys += _dotted(item, names, f"{name}[].", f"{seen}.{number}.")
         elif isinstance(value, dict) and (is_group or name not in names):
-            keys += _dotted(value, names, f"{name}.")
+            keys += _dotted(value, names, f"{name}.", f"{seen}.")
         else:
-            keys.append(name)
+            keys.append((name, seen))
     return keys
 
 
@@ -193,6 +226,9 @@ def _plain(error: BaseException) -> str:
     """jsonargparse's message with the option's own name and without Python's words for types."""
     text = str(error).strip() or type(error).__name__
     text = re.sub(r'Parser key "([^"]+)":\s*', r"--\1: ", text)
+    if union := re.search(r"^(.*?)Does not validate against any of the Union subtypes\s+Subtypes: \[(.*)\]\n", text):
+        kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", union[2]).replace(", NoneType", "")
+        return f"{union[1]}expected {kinds}, found {text.rpartition('Given value: ')[2]}"
     return re.sub(r"Expected an? <class '(\w+)'>\. Got value: (.*)", r"expected \1, found \2", text)
 
 

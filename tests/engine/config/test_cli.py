@@ -216,3 +216,38 @@ def test_a_run_that_was_asked_to_stop_has_a_code_of_its_own_and_rank_zero_tells(
 def test_a_lost_rank_has_a_code_of_its_own_and_is_told_once(tell, capsys):
     assert run_command(lambda: fail(RankLostError("rank 3 is gone", tell=tell))) == 76
     assert capsys.readouterr().err == ("error: rank 3 is gone\n" if tell else "")
+
+
+STAGES = "[{steps: 3, seq_len: 5}, {steps: 2, schedule: {nam: linear}, masking: {rate: 0.3}, optimizer: {name: lamb}}]"
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_unknown_keys_in_a_list_are_named_by_its_number(in_file, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"ds_config: a\nstages: {STAGES}\n")
+    argv = ["--config", str(file)] if in_file else ["--ds_config", "a", "--stages", STAGES]
+    where = f"--config {file}: " if in_file else ""
+    with pytest.raises(UsageError) as caught:
+        parse_config(PretrainConfig, argv, "x")
+    assert str(caught.value).splitlines() == [
+        f"{where}unknown key stages.0.seq_len; did you mean seq_length?",
+        f"{where}unknown key stages.1.schedule.nam; did you mean schedule.name?",
+        f"{where}unknown key stages.1.masking.rate; masking.rate is a setting of the whole run",
+        f"{where}unknown key stages.1.optimizer.name; train.optimizer.name is a setting of the whole run",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--train.peak_tflops", "x"], "--train.peak_tflops: expected float, found x (see --help)"),
+        (["--train.optimizer.betas", "[0.9]"], "--train.optimizer.betas: expected tuple[float, float], found [0.9]"),
+        (["--train.batch_ramp", "7"], "--train.batch_ramp: expected dict, found 7"),
+        (["--stages", "[{"], "--stages is not YAML: "),
+        (["--stages", "[{steps: x}]"], "--steps: expected int, found x"),
+    ],
+)
+def test_values_of_a_wrong_type(argv, message):
+    with pytest.raises(UsageError) as caught:
+        parse_config(PretrainConfig, ["--ds_config", "a", *argv], "x")
+    assert message in str(caught.value)
