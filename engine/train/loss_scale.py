@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.fragments import UNFUSED, is_replicated, layout_of
+
 AT_MINIMUM = "loss scale already at minimum"  # part of the exception that DeepSpeed's scaler raises
 
 
@@ -13,21 +15,21 @@ class LossScaling:
     """Multiplies the loss by a scale and divides the gradient by the same.
 
     DeepSpeed changes the scale between the two, so in a step where it doubles the gradient is halved. At stage 0 it
-    also never multiplies the loss, reports the norm undivided and knows no hysteresis.
+    also never multiplies the loss and knows no hysteresis, and without a fused Adam it reports the norm undivided.
     """
 
-    def __init__(self, engine: Any, replicated: bool) -> None:
+    def __init__(self, engine: Any) -> None:
         """Take over the scale of a DeepSpeed engine.
 
         Args:
-            engine: computing in fp16.
-            replicated: whether it is at stage 0; there it gets the scaler that DeepSpeed uses at the other stages.
+            engine: computing in fp16; at stage 0 it gets the scaler that DeepSpeed uses at the other stages.
         """
         from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 
-        self._engine, self._wrapper, self._replicated = engine, engine.optimizer, replicated
+        self._engine, self._wrapper, self._replicated = engine, engine.optimizer, is_replicated(engine)
+        self._unfused = layout_of(engine) == UNFUSED
         self._wrapper._update_scale = lambda overflow=False: None  # ours comes after the division
-        if replicated:
+        if self._replicated:
             arguments = engine.loss_scale(), engine.dynamic_loss_scale(), engine.dynamic_loss_scale_args()
             self._wrapper.loss_scaler = CreateLossScaler(torch.half, *arguments)
 
@@ -48,7 +50,7 @@ class LossScaling:
 
     def after_step(self) -> None:
         """Adapt the scale to what the step met."""
-        if self._replicated:
+        if self._unfused:
             self._engine._global_grad_norm = self._wrapper._global_grad_norm / self.scale
         self._wrapper.loss_scaler.update_scale(self._wrapper.overflow)
 

@@ -63,6 +63,8 @@ class ZeroEngine:
         keep_frozen_weights(model)
         step = TrainingStep(model, objective)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures whatever the log level
+            if settings.stage == 3:
+                _divide_weights(step, settings)
             self.deepspeed, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=settings.config)
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.device = self.deepspeed.device
@@ -71,7 +73,7 @@ class ZeroEngine:
         self._plain = layout_of(self.deepspeed) == PLAIN
         self._norm: Tensor | None = None
         replicated = is_replicated(self.deepspeed)
-        self._scaling = LossScaling(self.deepspeed, replicated) if settings.precision == "fp16" else None
+        self._scaling = LossScaling(self.deepspeed) if settings.precision == "fp16" else None
         if settings.stage == 3:
             _register_outside_reads(model)
         if settings.fp32_gradients:
@@ -196,6 +198,23 @@ class ZeroEngine:
         """Norm of the whole gradient of the last step, before clipping; waits for the device."""
         norm = self.norm
         return float(norm) if norm is not None else float("nan")
+
+
+def _divide_weights(module: nn.Module, settings: DeepSpeedSettings) -> None:
+    """Leave this rank its piece of every weight, one weight after the other.
+
+    DeepSpeed does that too when it makes its engine, but only after it has moved the whole model to the GPU.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(settings.precision, torch.float32)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    deepspeed.init_distributed()  # else it counts one rank when it checks the batch size
+    deepspeed.zero.Init(module=module, config_dict_or_path=settings.config)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(get_accelerator().current_device_name())
 
 
 def _register_outside_reads(model: Model) -> None:

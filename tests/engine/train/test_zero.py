@@ -31,6 +31,8 @@ from tests.engine.train.zero_layouts import (
 
 MODULE = "tests.engine.train.test_zero"
 STEPS = range(5)
+ON_CPU = (("offload_param", {"device": "cpu"}),)
+MOVED = [Layout(2), Layout(3), Layout(3, "bf16", frozen=True), Layout(3, "bf16", zero=ON_CPU)]
 IMMEDIATE = (("bf16", {"immediate_grad_update": True}),)
 FP32 = [Layout(stage) for stage in range(4)]
 BF16 = [
@@ -58,6 +60,30 @@ def test_curves_follow_a_plain_loop(ranks, tmp_path):
             for losses, norms in (fixed, varying):
                 np.testing.assert_allclose(losses, expected[0], rtol=5e-3 if loose else 1e-6, err_msg=str(layout))
                 np.testing.assert_allclose(norms, expected[1], rtol=0.03 if loose else 1e-5, err_msg=str(layout))
+
+
+def moved(folder: Path) -> list[list[int]]:
+    """Of engines by stage, how many elements of weights went to the device in one call."""
+    begin()
+    found, to = [], torch.nn.Module.to
+
+    def watched(self: torch.nn.Module, *args: Any, **options: Any) -> torch.nn.Module:
+        found[-1].append(sum(p.numel() for p in self.parameters()))
+        return to(self, *args, **options)
+
+    torch.nn.Module.to = watched  # type: ignore[method-assign]
+    for layout in MOVED:
+        found.append([])
+        build(layout, folder)
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stage_3_never_moves_the_whole_model(ranks, tmp_path):
+    size = sum(p.numel() for p in tiny_model().parameters())
+    for first, *others in run_ranks(MODULE, "moved", tmp_path, ranks):
+        assert first == [size]
+        assert others == [[]] * len(others) and len(others) == 3
 
 
 def rounded(folder: Path) -> list[Any]:

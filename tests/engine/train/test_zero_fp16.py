@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.checkpoint.fragments import FLAT, layout_of
 from engine.checkpoint.state import restore, snapshot
 from engine.train.zero import ZeroEngine
 from tests.engine.ranks import run_ranks
@@ -29,6 +30,19 @@ def allow_fp16() -> None:
     type(get_accelerator()).is_fp16_supported = lambda self: True
 
 
+def build_flat(layout: Layout, folder: Path) -> ZeroEngine:
+    """At stage 0 an engine as under a fused Adam of DeepSpeed or apex, which need a GPU: one key a group."""
+    import deepspeed.runtime.engine
+
+    fused, deepspeed.runtime.engine.FusedAdam = deepspeed.runtime.engine.FusedAdam, torch.optim.AdamW
+    try:
+        engine = build(layout, folder)
+    finally:
+        deepspeed.runtime.engine.FusedAdam = fused
+    assert layout_of(engine.deepspeed) == FLAT
+    return engine
+
+
 def followed(engine: ZeroEngine, **options: Any) -> list[list[float]]:
     """Of each step: loss, norm, the scale after it, steps skipped in all and just now."""
     rows = []
@@ -46,6 +60,7 @@ def scaled(folder: Path) -> dict[str, list[Any]]:
     for name, top in (("dynamic", DYNAMIC), ("high", HIGH), ("static", STATIC)):
         layouts = [Layout(stage, "fp16", top=top) for stage in range(4)]
         found[name] = [followed(build(layout, folder)) for layout in layouts]
+        found[name].append(followed(build_flat(layouts[0], folder)))
     found["resumed"] = []
     for stage in range(4):
         layout = Layout(stage, "fp16", top=DYNAMIC)
@@ -75,6 +90,7 @@ def test_fp16_is_the_same_at_every_stage(ranks, tmp_path):
             assert {row[2] for row in rows} == {256.0}
         for name in ("dynamic", "high", "static"):
             first = found[name][0]
+            assert len(found[name]) == 5
             for rows in found[name][1:]:
                 np.testing.assert_allclose([r[0] for r in rows], [r[0] for r in first], rtol=1e-3)
                 assert [r[2:] for r in rows] == [r[2:] for r in first]
@@ -88,10 +104,10 @@ def doubled(folder: Path) -> list[float]:
     begin()
     allow_fp16()
     found = []
-    for stage in range(4):
+    for stage, make in [*((stage, build) for stage in range(4)), (0, build_flat)]:
         moments = []
         for scale in (DYNAMIC, (("fp16", {"loss_scale": 1024}),)):
-            engine = build(Layout(stage, "fp16", top=scale, clip=0.0), folder)
+            engine = make(Layout(stage, "fp16", top=scale, clip=0.0), folder)
             train(engine, range(4))
             tensors, _ = snapshot(engine.deepspeed, engine.model)
             moments.append(torch.cat([tensor for name, tensor in tensors.items() if name.startswith("exp_avg|")]))
@@ -101,7 +117,7 @@ def doubled(folder: Path) -> list[float]:
 
 def test_gradient_is_divided_by_the_scale_of_its_own_loss(tmp_path):
     for found in run_ranks(MODULE, "doubled", tmp_path):
-        assert max(found) < 0.01  # 0.24 where the gradient of the fourth step is halved
+        assert len(found) == 5 and max(found) < 0.01  # 0.24 where the gradient of the fourth step is halved
 
 
 def poisoned(folder: Path) -> list[Any]:
