@@ -91,14 +91,14 @@ def run_training(parts: RunParts) -> RunFolder:
     """
     run = RunFolder(parts.train.output)
     with Watchdog(parts.train.rank_timeout) as watchdog:
-        resuming = from_rank_zero(lambda: run.open(parts.resolved, parts.defaults))
-        if from_rank_zero(lambda: _announce(run, parts, resuming)):
+        resuming = from_rank_zero(lambda: _enter(run, parts))
+        if resuming is None:
             return run
         model = parts.build(not resuming)
         optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, describe_device().type)
         say(describe(optimizer))
         writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
-        folder, manifest = _first_checkpoint(run, model, writer, resuming)
+        folder, manifest = _first_checkpoint(parts, model, writer, resuming)
         engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
         bind_optimizer(engine.deepspeed, model)
         model.encoder.checkpoint_layers = parts.train.activation_checkpointing
@@ -118,9 +118,10 @@ def run_training(parts: RunParts) -> RunFolder:
 
 
 def _first_checkpoint(
-    run: RunFolder, model: Model, writer: CheckpointWriter, resuming: bool
+    parts: RunParts, model: Model, writer: CheckpointWriter, resuming: bool
 ) -> tuple[Path, CheckpointManifest]:
     """The checkpoint to begin with: the newest that is whole, or one of the model's first weights."""
+    run = writer.run
     if not resuming:
         writer.save_initial(model, TrainerState().state_dict())
     folder, manifest, complaints = from_rank_zero(lambda: _find_checkpoint(run, model))
@@ -128,7 +129,13 @@ def _first_checkpoint(
     raise_together(None if seen else f"{folder} is not on {platform.node()}: all hosts must share the run folder")
     for complaint in complaints:
         say(f"passed over: {complaint}")
-    from_rank_zero(lambda: run.return_to(manifest.step))
+
+    def take_over() -> None:  # nothing refuses this start any more
+        run.write_config(parts.resolved)
+        run.reopen()
+        run.return_to(manifest.step)
+
+    from_rank_zero(take_over)
     return folder, manifest
 
 
@@ -166,19 +173,37 @@ def _find_checkpoint(run: RunFolder, model: Model) -> tuple[Path, CheckpointMani
     return folder, manifest, complaints
 
 
-def _announce(run: RunFolder, parts: RunParts, resuming: bool) -> bool:
-    """Write the settings of this start and say what matters of them; True where there is nothing left to do."""
-    steps = parts.timeline.steps
-    if resuming and run.steps()[-1] >= steps:
-        newest = run.steps()[-1]
+def _enter(run: RunFolder, parts: RunParts) -> bool | None:
+    """Claim the folder; whether it holds this run, which goes on, or None where there is nothing left to do.
+
+    A start that is refused leaves the folder as it was.
+    """
+    resuming = _look(run, parts)
+    if resuming is not None:
+        run.claim()
+        resuming = _look(run, parts)  # until now another run may have been at work there
+    if resuming is None:
+        say(f"{run.path} is finished at step {run.steps()[-1]}; a larger --train.steps goes on from there")
+        return None
+    if not resuming:
+        run.write_config(parts.resolved)
+    _announce(run, parts)
+    return resuming
+
+
+def _look(run: RunFolder, parts: RunParts) -> bool | None:
+    """Whether the folder holds this run, or None where the run in it is finished; changes nothing."""
+    resuming, steps = run.open(parts.resolved, parts.defaults), parts.timeline.steps
+    if resuming and (newest := run.steps()[-1]) >= steps:
         if newest > steps:
             raise ValueError(f"{run.path} is at step {newest} already, beyond train.steps ({steps})")
         if run.is_finished():
-            say(f"{run.path} is finished at step {newest}; a larger --train.steps goes on from there")
-            return True
-    run.claim()
-    run.write_config(parts.resolved)
-    run.reopen()
+            return None
+    return resuming
+
+
+def _announce(run: RunFolder, parts: RunParts) -> None:
+    """Say what matters of the settings of this start."""
     for note in parts.settings.notes:
         say(f"note: {note}")
     first, *others = parts.timeline.shapes(world_size())
@@ -188,7 +213,6 @@ def _announce(run: RunFolder, parts: RunParts, resuming: bool) -> bool:
         f"{first.world_size} rank(s) x {first.accumulation} micro-batch(es) x {first.micro_batch_size} rows{more}; "
         f"{parts.num_samples:,} rows in an epoch; run folder {run.path}"
     )
-    return False
 
 
 def check_settings(
