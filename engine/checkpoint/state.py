@@ -153,7 +153,10 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 
 def _copy_into(buffers: dict[str, Tensor], name: str, tensor: Tensor) -> Tensor:
-    """Copy to the buffer of this name, fp32; page-locked where the tensor is on a GPU, so that the copy is fast."""
+    """Copy to the buffer of this name, fp32; page-locked where the tensor is on a GPU, so that the copy is fast.
+
+    torch rounds a page-locked buffer up to a power of two bytes: at worst they take twice what they hold.
+    """
     if name not in buffers or buffers[name].shape != tensor.shape:
         buffers[name] = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda)
     return buffers[name].copy_(tensor.detach(), non_blocking=True)
