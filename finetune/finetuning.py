@@ -111,7 +111,8 @@ def finetune(config: FinetuneConfig) -> RunFolder:
 def resolve(config: FinetuneConfig) -> Resolved:
     """Find and check everything that the settings name; UsageError lists all that is wrong."""
     problems = config.problems()
-    tree, shape, device = check_settings(config.ds_config, [config.train.stage(config.max_length, {})], problems)
+    train = replace(config.train, steps=config.train.steps or 1)  # those of the epochs are not known yet
+    tree, shape, device = check_settings(config.ds_config, [train.stage(config.max_length, {})], problems)
     model = collect(problems, lambda: open_model(config))
     task, files = read_labelled_files(config, problems)
     if model and task:

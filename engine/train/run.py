@@ -225,7 +225,7 @@ def check_settings(
     """
     device, last = describe_device(), stages[-1]
     shape = BatchShape(last.batch_size, last.micro_batch_size, world_size())
-    if not any(stage.problems() for stage in stages):
+    if all(stage.steps >= 1 for stage in stages):
         problems += [text for shape in Timeline(stages).shapes(world_size()) for text in shape.problems()]
     tree: dict[str, Any] | None = collect(problems, lambda: read_deepspeed_json(ds_config))
     if tree is not None:
