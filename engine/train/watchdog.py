@@ -25,7 +25,7 @@ from types import TracebackType
 import torch
 
 from engine.config.cli import EXIT_RANK_LOST, RankLostError, RunStopped, SharedError
-from engine.train.distributed import gather_objects, global_rank, local_rank, world_size
+from engine.train.distributed import barrier, gather_objects, global_rank, local_rank, world_size
 from engine.train.heartbeat import (
     ALIVE,
     ENDED,
@@ -80,6 +80,8 @@ class Watchdog:
             beats = gather_objects(first_beat(global_rank()).encode())  # each knows all from now on
             self._link = _Link(list(map(Beat.decode, beats)), self._interval, lambda: self._progress)
             self._link.start()
+            self._link.connected.wait(CONNECT_TIMEOUT.total_seconds())
+            barrier()  # a store that dies while a rank connects holds that rank up for longer than it explains
             threading.Thread(target=self._watch, args=(self._link,), name="watchdog", daemon=True).start()
         return self
 
@@ -170,6 +172,7 @@ class _Link(threading.Thread):
         self._hurried: float | None = None
         self._rounds = self._exchanges = 0
         self._wake, self._announced, self._ended = threading.Event(), threading.Event(), threading.Event()
+        self.connected = threading.Event()
         generation = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._prefix = f"watchdog/{generation}/{next(_watches)}/"  # what an earlier one left tells of its own time
 
@@ -180,6 +183,7 @@ class _Link(threading.Thread):
             last = self._beat.state != ALIVE
             try:
                 store = store or _connect()
+                self.connected.set()
                 self._exchange(store)
                 self._exchanges += 1
                 self._broken_since = None

@@ -70,6 +70,8 @@ def _main() -> None:
     event, who, timeout, folder = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4])
     init_distributed()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with Ctrl-C ignored
+    with Watchdog(timeout):  # what an earlier watch left in the store must not disturb the next one
+        torch.distributed.barrier()
     with Watchdog(timeout) as watchdog:
         for step in range(STEPS):
             watchdog.progress(step)
