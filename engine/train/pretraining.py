@@ -22,9 +22,10 @@ from engine.convert.huggingface import huggingface_class, to_huggingface
 from engine.convert.model_folder import write_model_folder
 from engine.data.rows import RowReader
 from engine.data.source import RowSource
-from engine.models.model import Model, build_model
+from engine.models.model import Model, build_model, parameter_names
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.registry import build_objective
+from engine.optim.groups import pattern_problems
 from engine.train.distributed import (
     global_rank,
     init_distributed,
@@ -129,6 +130,8 @@ def resolve(config: PretrainConfig) -> Resolved:
     if arch and shards and objective_name in OBJECTIVE_NAMES:
         ready, vocabulary = arch, vocabulary_of(shards[2])
         objective = collect(problems, lambda: build_objective(objective_name, config, ready, vocabulary))
+    if arch and objective and not arch.problems():
+        problems += pattern_problems(config.train.optimizer, parameter_names(arch, objective.make_heads))
     if problems or not (tree is not None and shards and arch and objective):
         raise UsageError("\n".join(dict.fromkeys(problems)))
     settings = complete_deepspeed_config(tree, shape, device)
@@ -194,8 +197,9 @@ def _arch_problems(config: PretrainConfig, arch: ArchConfig, tokenizer: Tokenize
         collect(problems, lambda: check_initial_weights(arch, folder, tokenizer.digest))
     longest = max(length for stage in config.all_stages() for length in [stage.seq_length, *stage.length_ramp.values()])
     if longest > arch.max_positions:
+        setting = "data.seq_length" if longest == config.data.seq_length else "the row length of a stage or ramp"
         problems.append(
-            f"data.seq_length ({longest}) is above arch.max_positions ({arch.max_positions}); "
+            f"{setting} ({longest}) is above arch.max_positions ({arch.max_positions}); "
             f"shorten the rows or set --arch.max_positions {longest}"
         )
     collect(problems, lambda: huggingface_class(arch))

@@ -31,7 +31,16 @@ from engine.models.compiled import compile_layers
 from engine.models.model import Model
 from engine.objectives.base import Objective
 from engine.optim.build import bind_optimizer, build_optimizer, describe, optimizer_problems
-from engine.train.distributed import barrier, describe_device, from_rank_zero, global_rank, raise_together, world_size
+from engine.train.build_locks import build_root, clear_stale_locks
+from engine.train.distributed import (
+    barrier,
+    describe_device,
+    from_rank_zero,
+    global_rank,
+    local_rank,
+    raise_together,
+    world_size,
+)
 from engine.train.evaluate import Runner
 from engine.train.metrics import say
 from engine.train.signals import StopRequest
@@ -95,15 +104,13 @@ def run_training(parts: RunParts) -> RunFolder:
         if resuming is None:
             return run
         model = parts.build(not resuming)
+        for note in clear_stale_locks(build_root()) if local_rank() == 0 else ():
+            say(f"note: {note}")
         optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, describe_device().type)
         say(describe(optimizer))
         writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
         folder, manifest = _first_checkpoint(parts, model, writer, resuming)
-        engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
-        bind_optimizer(engine.deepspeed, model)
-        model.encoder.checkpoint_layers = parts.train.activation_checkpointing
-        if parts.train.compile:
-            compile_layers(model)
+        engine = _engine(parts, model, optimizer)
         restore(engine.deepspeed, model, folder, manifest)
         if resuming:
             say(f"going on from step {manifest.step} of {parts.timeline.steps} ({folder})")
@@ -137,6 +144,16 @@ def _first_checkpoint(
 
     from_rank_zero(take_over)
     return folder, manifest
+
+
+def _engine(parts: RunParts, model: Model, optimizer: torch.optim.Optimizer) -> ZeroEngine:
+    """DeepSpeed round a model with whole weights."""
+    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
+    bind_optimizer(engine.deepspeed, model)
+    model.encoder.checkpoint_layers = parts.train.activation_checkpointing
+    if parts.train.compile:
+        compile_layers(model)
+    return engine
 
 
 def _train(

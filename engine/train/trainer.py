@@ -121,7 +121,8 @@ class Trainer:
             self._save()
         if stopping:
             self.parts.writer.wait()
-            raise RunStopped(self.parts.stop.requested or "a signal to another rank", step)
+            reasons = [reason for reason in gather_objects(self.parts.stop.requested) if reason]
+            raise RunStopped(reasons[0], step)
 
     def _take_step(self, work: StepBatches) -> None:
         """One optimizer step over the micro-batches of this rank."""
