@@ -122,9 +122,8 @@ class RunFolder:
             lines = "\n".join(f"  {key}: {was} there, {now} now" for key, was, now in difference)
             raise ValueError(
                 f"train.output {self.path} holds a run with other settings:\n{lines}\n"
-                "Give the settings of that run to go on with it "
-                f"(these may change: {', '.join(MAY_CHANGE)}), or begin another one in another --train.output, from its "
-                f"weights if you like (--init_from {self.model})"
+                f"Give the settings of that run to go on with it (these may change: {', '.join(MAY_CHANGE)}), or begin "
+                f"another one in another --train.output, from its weights if you like (--init_from {self.model})"
             )
         return True
 

@@ -159,7 +159,7 @@ def _batch_problem(key: str, value: Any, path: str, batch: BatchShape) -> list[s
     }[key]
     if value in ("auto", ours):
         return []
-    return [f'{path}: {key!r} is {value!r}, but {BATCH_KEYS[key]} make it {ours}; remove it or set it to "auto"']
+    return [f'{path}: {key!r} is {value!r}, but by {BATCH_KEYS[key]} it is {ours}; remove it or set it to "auto"']
 
 
 def _enabled(tree: dict[str, Any], key: str) -> bool:

@@ -174,9 +174,19 @@ def broadcast_object(value: Any) -> Any:
 
 def raise_together(problem: str | None) -> None:
     """Raise SharedError on every rank if any rank has a problem, so that no rank is left waiting for another."""
-    found = [f"rank {rank}: {text}" if rank else text for rank, text in enumerate(gather_objects(problem)) if text]
-    if found:
-        raise SharedError("\n".join(dict.fromkeys(found)))
+    ranks_of: dict[str, list[int]] = {}
+    for rank, text in enumerate(gather_objects(problem)):
+        if text:
+            ranks_of.setdefault(text, []).append(rank)
+    if ranks_of:
+        raise SharedError("\n".join(_told_by(ranks) + text for text, ranks in ranks_of.items()))
+
+
+def _told_by(ranks: list[int]) -> str:
+    """Who has a problem, in front of its text; nothing where rank 0 has it too."""
+    if ranks[0] == 0:
+        return ""
+    return f"rank {ranks[0]}: " if len(ranks) == 1 else f"rank {ranks[0]} and {len(ranks) - 1} more: "
 
 
 def wait_for_rank_zero() -> None:

@@ -74,8 +74,8 @@ def test_unreadable_settings_files(run, tmp_path):
             "'optimizer' is not DeepSpeed's here; remove it and use --train.optimizer.*",
         ),
         ({"scheduler": {"type": "WarmupLR"}}, "'scheduler' is not DeepSpeed's here"),
-        ({"train_batch_size": 64}, "'train_batch_size' is 64, but train.batch_size make it 8"),
-        ({"gradient_accumulation_steps": 3}, "'gradient_accumulation_steps' is 3, but train.batch_size and"),
+        ({"train_batch_size": 64}, "'train_batch_size' is 64, but by train.batch_size it is 8"),
+        ({"gradient_accumulation_steps": 3}, "'gradient_accumulation_steps' is 3, but by train.batch_size and"),
         ({"elasticity": {"enabled": False}}, "DeepSpeed 0.19.8 no longer has 'elasticity'"),
         (
             {"gradient_cliping": 1.0},

@@ -96,9 +96,9 @@ def test_completed_batch_keys():
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"train_batch_size": 23}, "'train_batch_size' is 23, but train.batch_size make it 24; remove it or set it"),
-        ({"train_micro_batch_size_per_gpu": 4}, "'train_micro_batch_size_per_gpu' is 4, but train.micro_batch_size"),
-        ({"gradient_accumulation_steps": 1}, "'gradient_accumulation_steps' is 1, but train.batch_size and"),
+        ({"train_batch_size": 23}, "'train_batch_size' is 23, but by train.batch_size it is 24; remove it or set it"),
+        ({"train_micro_batch_size_per_gpu": 4}, "'train_micro_batch_size_per_gpu' is 4, but by train.micro_batch_size"),
+        ({"gradient_accumulation_steps": 1}, "'gradient_accumulation_steps' is 1, but by train.batch_size and"),
         ({"steps_per_print": 10}, "'steps_per_print' is not DeepSpeed's here; remove it and use --train.log_every"),
         ({"checkpoint": {}}, "'checkpoint' is not DeepSpeed's here"),
         ({"amp": {"enabled": False}}, "DeepSpeed 0.19.8 no longer has 'amp'"),

@@ -42,6 +42,7 @@ def say_all(folder: Path) -> dict[str, Any]:
         "disk": text_of(lambda: distributed.from_rank_zero(missing.read_text)),
         "called": called,
         "both": text_of(lambda: distributed.raise_together("broken")),
+        "each": text_of(lambda: distributed.raise_together(f"broken {rank}")),
         "one": text_of(lambda: distributed.raise_together("broken" if rank == 1 else None)),
         "none": text_of(lambda: distributed.raise_together(None)),
         "gathered": distributed.gather_objects({"rank": rank}),
@@ -72,9 +73,15 @@ def test_a_disk_that_fails_on_rank_zero_is_an_error_everywhere(said):
 
 
 def test_problems_of_ranks_are_joined_and_raised_on_all(said):
-    assert [result["both"] for result in said] == ["broken\nrank 1: broken"] * 2
+    assert [result["both"] for result in said] == ["broken"] * 2  # what rank 0 says too is said once
+    assert [result["each"] for result in said] == ["broken 0\nrank 1: broken 1"] * 2
     assert [result["one"] for result in said] == ["rank 1: broken"] * 2
     assert [result["none"] for result in said] == ["no error: None"] * 2
+
+
+def test_many_ranks_with_one_problem_tell_it_once():
+    assert distributed._told_by([0, 1, 2]) == "" and distributed._told_by([3]) == "rank 3: "
+    assert distributed._told_by([3, 5, 9]) == "rank 3 and 2 more: "
 
 
 def test_collectives(said):
