@@ -14,7 +14,10 @@ from engine.convert.huggingface import from_huggingface, to_huggingface
 from engine.convert.model_folder import read_model_folder, write_model_folder
 from engine.models.heads import MaskedLMHead, SentencePairHead
 from engine.models.model import Model, build_model
-from tests.engine.convert.test_huggingface import (
+
+transformers = pytest.importorskip("transformers")
+
+from tests.engine.convert.test_huggingface import (  # noqa: E402  (that file is skipped without transformers)
     BERT,
     SPECIAL_IDS,
     build_ours,
@@ -23,8 +26,6 @@ from tests.engine.convert.test_huggingface import (
     padded_batch,
     randomise,
 )
-
-transformers = pytest.importorskip("transformers")
 
 
 def pair_outputs(model: Model, pair: str, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
