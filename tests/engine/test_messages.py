@@ -88,7 +88,7 @@ def test_unreadable_settings_files(run, tmp_path):
         ),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/dev/null/x"}}},
-            "offload_optimizer.nvme_path is /dev/null/x, and /dev/null is not a folder",
+            "offload_optimizer.nvme_path is /dev/null/x, which cannot take tensors (Not a directory)",
         ),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "both bf16 and fp16 are enabled"),
         ({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp64"}}, "it must be fp32, or the type of"),
