@@ -159,22 +159,22 @@ class CheckpointWriter:
     def _prepare(self, step: int) -> str | None:
         """Make the folder of a save when the one before it has ended; None where the checkpoint is there already."""
         self.wait()
+        return from_rank_zero(lambda: self._make_place(step))
 
-        def make() -> str | None:
-            if self.run.has_checkpoint(step):
-                return None  # resumed at the last step
-            token = os.urandom(8).hex()
-            folder = self.run.temporary_folder(step, token)
-            try:
-                self.run.remove_leftovers()
-                if self.run.step_folder(step).exists():
-                    self.run.set_aside(step)  # a copy or a deletion that was cut off: no checkpoint
-                _make_folder(folder)
-            except OSError as error:
-                raise ValueError(explain_write_error(error, folder)) from error
-            return token
-
-        return from_rank_zero(make)
+    def _make_place(self, step: int) -> str | None:
+        """On rank 0: clear what killed saves left and make this one's folder; its token, or None as ``_prepare``."""
+        if self.run.has_checkpoint(step):
+            return None  # resumed at the last step
+        token = os.urandom(8).hex()
+        folder = self.run.temporary_folder(step, token)
+        try:
+            self.run.remove_leftovers()
+            if self.run.step_folder(step).exists():
+                self.run.set_aside(step)  # a copy or a deletion that was cut off: no checkpoint
+            _make_folder(folder)
+        except OSError as error:
+            raise ValueError(explain_write_error(error, folder)) from error
+        return token
 
     def _begin(self, token: str, tensors: Mapping[str, Tensor], manifest: CheckpointManifest) -> None:
         save = Save(self.run.temporary_folder(manifest.step, token), token, tensors, manifest)

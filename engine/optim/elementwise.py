@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from engine.optim.whole import adam_direction, apply_update, moment, next_step
 
 
-class ElementwiseOptimizer(torch.optim.Optimizer):
+class ElementwiseOptimizer(torch.optim.Optimizer, ABC):
     """Steps on each key that has a gradient."""
 
     @torch.no_grad()
@@ -22,9 +23,9 @@ class ElementwiseOptimizer(torch.optim.Optimizer):
                 if key.grad is not None:
                     apply_update(key, self.direction(self.state[key], key, group), group)
 
+    @abstractmethod
     def direction(self, state: dict[str, Any], key: Tensor, group: dict[str, Any]) -> Tensor:
         """Advance the state and give the update before the rate, shaped like the key."""
-        raise NotImplementedError
 
 
 class AdamW(ElementwiseOptimizer):

@@ -8,6 +8,7 @@ ranks, and quantities of a whole parameter are sums over its pieces. The gradien
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class Piece:
         return key.view(-1).narrow(0, self.key_offset, self.size)
 
 
-class WholeParameterOptimizer(torch.optim.Optimizer):
+class WholeParameterOptimizer(torch.optim.Optimizer, ABC):
     """An optimizer that knows which piece of which parameter stands where in the tensors that it steps on."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
@@ -104,9 +105,9 @@ class WholeParameterOptimizer(torch.optim.Optimizer):
             if part:
                 self.update(part)
 
+    @abstractmethod
     def update(self, work: Work) -> None:
         """Take a step on some keys, the same ones on every rank."""
-        raise NotImplementedError
 
     def squared_norms(self, vectors: dict[Tensor, list[Tensor]]) -> Tensor:
         """Squared norms of whole parameters.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from examples import demo, prepare
+from examples import demo, demo_results, prepare
 
 
 def write_metrics(folder: Path, lines: list[dict[str, Any]], unfinished: str = "") -> None:
@@ -50,20 +50,20 @@ def finished(tmp_path: Path) -> Path:
 
 
 def test_metrics_of_a_resumed_run_keep_the_later_line(finished: Path) -> None:
-    metrics = demo.read_metrics(finished / "bert" / "metrics.jsonl")
+    metrics = demo_results.read_metrics(finished / "bert" / "metrics.jsonl")
     assert metrics.curve() == ([5, 10, 15], [8.7, 7.4, 6.125])
     assert metrics.heldout == {10: 7.25, 15: 6.5}
     assert metrics.tokens_per_second == 41_000
 
 
 def test_metrics_leave_out_a_line_that_is_being_written(tmp_path: Path) -> None:
-    assert demo.read_metrics(tmp_path / "metrics.jsonl") == demo.Metrics({}, {})
+    assert demo_results.read_metrics(tmp_path / "metrics.jsonl") == demo_results.Metrics({}, {})
     write_metrics(tmp_path, [training_line(5, 8.7)], unfinished='{"step": 10, "lo')
-    assert demo.read_metrics(tmp_path / "metrics.jsonl").curve() == ([5], [8.7])
+    assert demo_results.read_metrics(tmp_path / "metrics.jsonl").curve() == ([5], [8.7])
 
 
 def test_summary_shows_all_numbers(finished: Path) -> None:
-    table = demo.summarize(finished, {"Train a tokenizer": 2.4, "Pretrain": 60.3})
+    table = demo_results.summarize(finished, {"Train a tokenizer": 2.4, "Pretrain": 60.3})
     rows = [line.split() for line in table.splitlines()]
     assert ["bert-tiny", "41,000", "8.700", "6.125", "6.500"] in rows
     assert ["gpt2-tiny", "1,000", "8.800", "6.000", "5.750"] in rows
@@ -73,19 +73,19 @@ def test_summary_shows_all_numbers(finished: Path) -> None:
 
 
 def test_table_aligns_its_columns() -> None:
-    lines = demo.format_table(["name", "n"], [["a", "1"], ["longer", "22,000"]]).splitlines()
+    lines = demo_results.format_table(["name", "n"], [["a", "1"], ["longer", "22,000"]]).splitlines()
     assert lines == ["name         n", "------  ------", "a            1", "longer  22,000"]
 
 
 def test_plot_is_a_png(finished: Path) -> None:
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
-    assert demo.plot_losses(finished).read_bytes().startswith(b"\x89PNG\r\n")
+    assert demo_results.plot_losses(finished).read_bytes().startswith(b"\x89PNG\r\n")
 
 
 def test_predictions_stand_beside_the_truth(tmp_path: Path) -> None:
     (tmp_path / "test.tsv").write_text("label\ttext_a\n1\t好\n0\t差\n", encoding="utf-8")
     (tmp_path / "predictions.tsv").write_text("label\tprobability\n1\t0.9\n1\t0.6\n", encoding="utf-8")
-    shown = demo.show_predictions(tmp_path / "test.tsv", tmp_path / "predictions.tsv", count=2)
+    shown = demo_results.show_predictions(tmp_path / "test.tsv", tmp_path / "predictions.tsv", count=2)
     assert [line.split() for line in shown.splitlines()[1:]] == [["1", "1", "好"], ["0", "1", "差"]]
 
 
@@ -165,7 +165,9 @@ def test_examples_are_what_prepare_makes(repository: Path, shared_data: Path, tm
 
 def test_no_review_stands_in_two_splits(repository: Path) -> None:
     folder = repository / "examples" / "reviews"
-    texts = {split: [row["text_a"] for row in demo.read_table(folder / f"{split}.tsv")] for split in prepare.SPLITS}
+    texts = {
+        split: [row["text_a"] for row in demo_results.read_table(folder / f"{split}.tsv")] for split in prepare.SPLITS
+    }
     everything = [text for split in texts.values() for text in split]
     assert len(everything) == len(set(everything)) == 766
     corpus = (repository / "examples" / "corpus" / "reviews.txt").read_text(encoding="utf-8").splitlines()
