@@ -11,7 +11,7 @@ import pytest
 from engine.config.masking import MaskingConfig
 from engine.data.rows import RowReader
 from engine.objectives.mlm import MaskedLM
-from engine.train.pretraining import vocabulary_of
+from engine.train.resolve import vocabulary_of
 from preprocess.manifest import read_manifest
 from preprocess.tokenizer import load_tokenizer
 from tests import commands

@@ -17,7 +17,7 @@ from engine.data.rows import RowReader
 from engine.models.model import build_model
 from engine.objectives.lm import CausalLM
 from engine.objectives.mlm import MaskedLM
-from engine.train.pretraining import vocabulary_of
+from engine.train.resolve import vocabulary_of
 from preprocess.manifest import read_manifest
 from preprocess.tokenizer import load_tokenizer
 from tests import commands

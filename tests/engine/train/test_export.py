@@ -12,7 +12,8 @@ from engine.config.arch import ArchOverrides
 from engine.config.pretrain import DataConfig, PretrainConfig
 from engine.config.train import TrainConfig
 from engine.data.batch import pack
-from engine.train.pretraining import export, initial_model, resolve
+from engine.train.pretraining import export, initial_model
+from engine.train.resolve import resolve
 from preprocess.tokenizer import load_tokenizer
 from tests import commands
 

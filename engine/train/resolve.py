@@ -1,0 +1,153 @@
+"""Find and check all that a pretraining configuration names, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from engine.config.arch import ArchConfig
+from engine.config.cli import UsageError, collect, nearest
+from engine.config.deepspeed_json import DeepSpeedSettings, complete_deepspeed_config
+from engine.config.presets import resolve_arch
+from engine.config.pretrain import OBJECTIVE_NAMES, PretrainConfig
+from engine.convert.configs import model_folder
+from engine.convert.huggingface import huggingface_class
+from engine.models.model import parameter_names
+from engine.objectives.base import PretrainingObjective, Vocabulary
+from engine.objectives.registry import build_objective
+from engine.optim.groups import pattern_problems
+from engine.train.initial import check_initial_weights
+from engine.train.run import check_settings, run_record
+from engine.train.timeline import Timeline
+from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
+from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
+from preprocess.tokenizer import Tokenizer, load_tokenizer
+
+MAKE_SHARDS = """make it with
+  python -m preprocess tokenizer --corpus FILE... --type wordpiece --vocab_size 30000 --output tokenizer/
+  python -m preprocess shards --corpus FILE... --tokenizer tokenizer/ --output {shards}"""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration whose parts were found and fit together."""
+
+    config: PretrainConfig
+    arch: ArchConfig
+    objective: PretrainingObjective
+    settings: DeepSpeedSettings
+    timeline: Timeline
+    manifest: Manifest
+    held_out: Manifest | None
+    tokenizer: Tokenizer
+
+
+def resolve(config: PretrainConfig) -> Resolved:
+    """Find and check everything that the settings name; UsageError lists all that is wrong."""
+    problems = config.problems()
+    config = config.completed()
+    stages = config.all_stages()
+    tree, shape, device = check_settings(config.ds_config, stages, problems)
+    shards = collect(problems, lambda: open_shards(config.data.shards))
+    found = collect(problems, lambda: resolve_arch(config.model))
+    objective_name = config.objective or (found[1] if found else OBJECTIVE_NAMES[0])
+    if objective_name not in OBJECTIVE_NAMES:
+        names = ", ".join(OBJECTIVE_NAMES)
+        problems.append(
+            f"unknown objective {objective_name!r}; there are {names}{nearest(objective_name, OBJECTIVE_NAMES)}"
+        )
+    elif found:
+        problems += config.unused(objective_name)
+    arch = objective = None
+    if shards and found:
+        arch = _override(config, found[0], shards[2].vocab_size)
+        problems += _arch_problems(config, arch, shards[2])
+    if arch and shards and objective_name in OBJECTIVE_NAMES:
+        ready, vocabulary = arch, vocabulary_of(shards[2])
+        objective = collect(problems, lambda: build_objective(objective_name, config, ready, vocabulary))
+    if arch and objective and not arch.problems():
+        problems += pattern_problems(config.train.optimizer, parameter_names(arch, objective.make_heads))
+    if problems or not (tree is not None and shards and arch and objective):
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    settings = complete_deepspeed_config(tree, shape, device)
+    timeline = Timeline(stages, config.masking.rate_at)
+    return Resolved(config, arch, objective, settings, timeline, *shards)
+
+
+def open_shards(path: str) -> tuple[Manifest, Manifest | None, Tokenizer]:
+    """Read the manifests and the tokenizer of a shard folder, and compare the sizes of its files.
+
+    Raises:
+        ValueError: if the folder is missing (with the command that makes it) or its parts do not belong together.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST_NAME).is_file():
+        what = "holds no manifest.json" if folder.is_dir() else "does not exist"
+        raise ValueError(f"data.shards {path} {what}; " + MAKE_SHARDS.format(shards=path))
+    manifest = read_manifest(folder)
+    held_out_folder = folder / HELDOUT_FOLDER
+    held_out = read_manifest(held_out_folder) if (held_out_folder / MANIFEST_NAME).is_file() else None
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    for part in (manifest, held_out):
+        if part is None:
+            continue
+        if part.tokenizer["digest"] != tokenizer.digest:
+            raise ValueError(
+                f"{part.folder} was made with another tokenizer ({part.tokenizer['digest'][:12]}...) than the one in "
+                f"{folder / TOKENIZER_FOLDER} ({tokenizer.digest[:12]}); prepare the shards again with one tokenizer"
+            )
+        _check_sizes(part)
+    return manifest, held_out if held_out and held_out.shards else None, tokenizer
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """A missing or truncated shard is found before the run starts; its digest is compared when it is first read."""
+    for shard in manifest.shards:
+        file = manifest.folder / shard.file
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard.num_bytes:
+            found = (
+                "is missing" if size is None else f"is truncated or damaged: {size} bytes instead of {shard.num_bytes}"
+            )
+            raise ValueError(
+                f"shard {file} {found}; python -m preprocess verify {manifest.folder} lists all damage; "
+                "prepare the shards again or restore the file"
+            )
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """What objectives know of a tokenizer."""
+    return Vocabulary(tokenizer.vocab_size, tokenizer.special_ids, tokenizer.all_special, tokenizer.continuation)
+
+
+def _override(config: PretrainConfig, found: dict[str, Any], vocab_size: int) -> ArchConfig:
+    given = {k: v for k, v in asdict(config.arch).items() if v is not None}
+    return ArchConfig(**{**found, **given, "vocab_size": vocab_size})
+
+
+def _arch_problems(config: PretrainConfig, arch: ArchConfig, tokenizer: Tokenizer) -> list[str]:
+    problems = arch.problems()
+    if config.init_from:
+        folder = model_folder(config.init_from)
+        collect(problems, lambda: check_initial_weights(arch, folder, tokenizer.digest))
+    longest = max(length for stage in config.all_stages() for length in [stage.seq_length, *stage.length_ramp.values()])
+    if longest > arch.max_positions:
+        setting = "data.seq_length" if longest == config.data.seq_length else "the row length of a stage or ramp"
+        problems.append(
+            f"{setting} ({longest}) is above arch.max_positions ({arch.max_positions}); "
+            f"shorten the rows or set --arch.max_positions {longest}"
+        )
+    collect(problems, lambda: huggingface_class(arch))
+    return problems
+
+
+def resolved_tree(resolved: Resolved) -> dict[str, Any]:
+    """All settings of a run as a JSON tree; what identifies data and tokenizer is in it by digest."""
+    tree = asdict(resolved.config)
+    tree["arch"] = {field.name: getattr(resolved.arch, field.name) for field in fields(resolved.arch)}
+    tree["objective"] = resolved.objective.name
+    tree["data"]["manifest_digest"] = resolved.manifest.digest
+    tree["data"]["tokenizer_digest"] = resolved.tokenizer.digest
+    tree.pop("model")  # the architecture says it
+    return {**tree, **run_record(resolved.settings)}
