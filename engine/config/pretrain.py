@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 from engine.config.arch import ArchOverrides
+from engine.config.cli import collect
 from engine.config.masking import MaskingConfig
+from engine.config.mixture import parse_shards
 from engine.config.stages import MIN_LENGTH, Stage, StageConfig, endless_ramp, ramp_problems
 from engine.config.train import TrainConfig
 
@@ -17,7 +19,7 @@ class DataConfig:
     """The training text.
 
     Args:
-        shards: folder written by `python -m preprocess shards`.
+        shards: folder written by `python -m preprocess shards`, or several mixed by weight: a:0.7,b:0.3.
         seq_length: tokens of a row, special tokens included; longer documents are cut.
         length_ramp: shorter rows first, as {step: seq_length until that step}.
         short_seq_prob: nsp and sop: share of the pairs that are cut to a random length (BERT's short_seq_prob).
@@ -30,7 +32,8 @@ class DataConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with these settings, in the user's words."""
-        found = []
+        found: list[str] = []
+        collect(found, lambda: parse_shards(self.shards))
         if self.seq_length < MIN_LENGTH:
             found.append(f"data.seq_length is {self.seq_length}; it must be at least {MIN_LENGTH}")
         if not 0 <= self.short_seq_prob <= 1:

@@ -18,6 +18,7 @@ class Draw(IntEnum):
     PAIRS = 6
     OTHER_TEXT = 7
     WINDOW_DIRECTIONS = 8
+    SOURCES = 9
 
 
 def stable_seed(*parts: int) -> int:

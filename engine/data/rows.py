@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.draws import Draw
+from engine.data.draws import Draw, stable_seed
 from engine.data.order import BUFFER_GROUPS, EpochOrder, groups_near, philox
 from engine.data.plan import RowPlan, SequenceLayout, build_row_plan, cached_row_plan
 from engine.data.windows import ShardOffsets, build_pair_plan
@@ -21,6 +21,7 @@ from preprocess.shards import ShardReader
 Int64 = NDArray[np.int64]
 _CACHED_GROUPS = 2 * BUFFER_GROUPS
 _OPEN_SHARDS = 64
+SOURCE_SHIFT = 40  # bits; an epoch of one shard folder has fewer rows
 _OPEN_WITH_OFFSETS = 8  # an open shard whose sentences were asked for holds all of them in memory
 
 
@@ -94,7 +95,7 @@ class Row:
     Attributes:
         pieces: of documents.
         epoch: with ``index`` the key of its random draws.
-        index: of the row in the plan.
+        index: of the row in the plan; in a mixture with the number of the source in the bits above.
         other_text: text with documents other than the pieces'; only where the layout wants it.
     """
 
@@ -197,7 +198,13 @@ class RowReader:
     """Rows of a shard folder in the order of a seed; all state is the position that the caller asks for."""
 
     def __init__(
-        self, manifest: Manifest, seq_length: int, layout: SequenceLayout, seed: int, plan_folders: tuple[Path, ...]
+        self,
+        manifest: Manifest,
+        seq_length: int,
+        layout: SequenceLayout,
+        seed: int,
+        plan_folders: tuple[Path, ...],
+        source: int = 0,
     ) -> None:
         """Plan the rows, or map the plan of an earlier run.
 
@@ -207,6 +214,7 @@ class RowReader:
             layout: tokens that the objective adds.
             seed: the run's seed.
             plan_folders: where the plan may be kept, best first.
+            source: number of the folder among those of a mixture; each has an order and draws of its own.
 
         Raises:
             ValueError: if there are no documents, or one alone where the layout wants text of others.
@@ -228,7 +236,8 @@ class RowReader:
                 "shards of more documents (where it is the held-out one: with a larger --heldout, or 0), or use "
                 "--objective mlm,sop"
             )
-        self._seed, self._layout = seed, layout
+        self._seed = stable_seed(Draw.SOURCES, seed, source) if source else seed
+        self._layout, self._first_index = layout, source << SOURCE_SHIFT
         self._stored_groups = np.arange(len(self.plan.group_tokens))
         self._documents: dict[int, tuple[int, int]] = {}
         self._orders: OrderedDict[int, EpochOrder] = OrderedDict()
@@ -255,6 +264,10 @@ class RowReader:
             found += [(epoch, index) for index in order.rows(inside).tolist()]
         return found
 
+    def describe(self, positions: range) -> str:
+        """What a user can find the rows at positions by: their numbers in the plan."""
+        return ", ".join(f"{row} of epoch {epoch}" for epoch, row in self.places(positions))
+
     def _by_epoch(self, positions: range) -> Iterator[tuple[int, Int64]]:
         """The epochs of positions of the stream, and the positions within each."""
         for epoch in range(positions.start // self.num_rows, (positions.stop - 1) // self.num_rows + 1):
@@ -277,9 +290,10 @@ class RowReader:
             sentences = None if text.sentences is None else _piece_sentences(text.sentences, start, stop)
             pieces.append(Piece(text.tokens[start:stop], bool(plan.piece_final[piece]), starts, sentences))
         if not self._layout.other_text:
-            return Row(tuple(pieces), epoch, index)
+            return Row(tuple(pieces), epoch, self._first_index + index)
         own = {piece.sentences.document for piece in pieces if piece.sentences is not None}
-        return Row(tuple(pieces), epoch, index, self._group(self._other_group(group, own, (epoch, index), order)))
+        other = self._group(self._other_group(group, own, (epoch, index), order))
+        return Row(tuple(pieces), epoch, self._first_index + index, other)
 
     def _other_group(self, group: int, own: set[int], key: tuple[int, int], order: EpochOrder | None) -> int:
         """A group with a document beside each of a row's own: one of those that are in memory anyway, if any has it.

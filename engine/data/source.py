@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.batch import PackedBatch
-from engine.data.rows import RowReader
+from engine.data.rows import Row
 from engine.objectives.base import PretrainingObjective
 from engine.train.timeline import StepSettings, Timeline
 
@@ -43,10 +43,31 @@ class HeldOutSource(Protocol):
         ...
 
 
+class Rows(Protocol):
+    """Rows of one length."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        ...
+
+    def in_order(self, positions: range) -> list[Row]:
+        """Rows at positions of the endless stream."""
+        ...
+
+    def describe(self, positions: range) -> str:
+        """What a user can find the rows at positions by."""
+        ...
+
+    def row(self, index: int) -> Row:
+        """A row by its number, in stored order."""
+        ...
+
+
 class RowSource:
     """Rows of shards, collated for an objective."""
 
-    def __init__(self, readers: Mapping[int, RowReader], objective: PretrainingObjective) -> None:
+    def __init__(self, readers: Mapping[int, Rows], objective: PretrainingObjective) -> None:
         """Put readers and an objective together.
 
         Args:
@@ -61,13 +82,13 @@ class RowSource:
 
     def batch(self, positions: range, step: StepSettings) -> PackedBatch:
         """The rows at positions of the endless stream of shuffled epochs."""
-        return self._objective.collate(self._readers[step.seq_length].in_order(positions), step.masking_rate)
+        rows = self._readers[step.seq_length].in_order(positions)
+        assert len(rows) == len(positions), f"{len(rows)} rows at positions {positions.start} to {positions.stop - 1}"
+        return self._objective.collate(rows, step.masking_rate)
 
     def describe(self, positions: range, step: StepSettings) -> str:
         """The rows by their numbers in the plan."""
-        places = self._readers[step.seq_length].places(positions)
-        numbers = ", ".join(f"{row} of epoch {epoch}" for epoch, row in places)
-        return f"rows of {step.seq_length} tokens: {numbers}"
+        return f"rows of {step.seq_length} tokens: {self._readers[step.seq_length].describe(positions)}"
 
     def knows_words(self, continuation: NDArray[np.bool_]) -> bool:
         """Whether any token of the first rows continues a word: by the stored word starts, else by its id.
@@ -91,7 +112,7 @@ class RowSource:
 class HeldOutRows:
     """Rows of one plan in stored order, always masked alike."""
 
-    def __init__(self, reader: RowReader, objective: PretrainingObjective) -> None:
+    def __init__(self, reader: Rows, objective: PretrainingObjective) -> None:
         self._reader, self._objective = reader, objective
         self.num_samples = reader.num_rows
 
@@ -120,6 +141,8 @@ class StepBatches:
 def step_batches(source: BatchSource, step: StepSettings, rank: int, world_size: int) -> StepBatches:
     """Micro-batches of a rank: number g holds positions [g m, (g + 1) m) of the step and runs on rank g mod ranks."""
     numbers = list(range(rank, step.batch_size // step.micro_batch_size, world_size))
+    if len(numbers) != step.shape(world_size).accumulation:  # this rank would leave the others waiting for it
+        raise ValueError(f"step {step.step + 1} gives rank {rank} of {world_size} {len(numbers)} micro-batches")
     return StepBatches(step, numbers, [source.batch(positions_of(step, number), step) for number in numbers])
 
 
@@ -153,6 +176,7 @@ class Prefetcher:
             for step in range(first_step, timeline.steps):
                 if not self._put(step_batches(source, timeline.at(step), rank, world_size)):
                     return
+            self._put(IndexError(f"there are no batches beyond step {timeline.steps}"))
         except BaseException as error:  # handed to the trainer, whatever it is
             self._put(error)
 

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from engine.checkpoint.run_folder import RunFolder
-from engine.config.cli import collect
 from engine.config.pretrain import PretrainConfig
 from engine.convert.configs import model_folder
 from engine.convert.huggingface import to_huggingface
 from engine.convert.model_folder import write_model_folder
-from engine.data.rows import RowReader
-from engine.data.source import RowSource
 from engine.models.model import Model, build_model
 from engine.train.distributed import (
-    global_rank,
     init_distributed,
-    raise_together,
-    wait_for_rank_zero,
-    world_size,
 )
 from engine.train.evaluate import Runner, evaluate
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
+from engine.train.opened_rows import OpenedRows, open_rows
 from engine.train.resolve import Resolved, resolve, resolved_tree
 from engine.train.run import RunParts, run_training
 from engine.train.timeline import StepSettings
 from engine.train.watchdog import Watchdog
-from preprocess.manifest import Manifest
-from preprocess.output_folder import CACHE_FOLDER
 from preprocess.tokenizer import BERT, LANGUAGE_MODEL
 
 
@@ -44,23 +38,10 @@ def pretrain(config: PretrainConfig) -> RunFolder:
     resolved = resolve(config)
     device = init_distributed()
     with Watchdog(config.train.rank_timeout):
-        source, held_out = open_rows(resolved)
-    if held_out is None:
-        say(f"note: {config.data.shards} holds no held-out documents: nothing is evaluated")
-    if config.masking.whole_word and not source.knows_words(resolved.tokenizer.continuation):
-        say(
-            f"note: masking.whole_word changes nothing: in {config.data.shards} every token is a word of its own; for "
-            "Chinese make the shards with --word_segmenter rjieba"
-        )
-    objective = resolved.objective
-
-    def evaluate_held_out(runner: Runner, step: StepSettings) -> dict[str, float]:
-        assert held_out is not None
-        rows = held_out.of_length(step.seq_length)
-        figures = evaluate(runner, objective, rows, config.train.eval_rows, step.micro_batch_size, device)
-        del figures["num_targets"]
-        return {f"heldout_{name}": value for name, value in figures.items()}
-
+        rows = open_rows(resolved)
+    for note in rows.notes(resolved):
+        say(f"note: {note}")
+    evaluator = partial(_evaluate_held_out, rows, resolved, device) if rows.held_out else None
     return run_training(
         RunParts(
             train=config.train,
@@ -70,55 +51,35 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             seed=config.seed,
             resolved=resolved_tree(resolved),
             defaults=asdict(PretrainConfig(ds_config="").completed()),
-            objective=objective,
-            source=source,
+            objective=resolved.objective,
+            source=rows.training,
             build=lambda fresh: initial_model(resolved, fresh),
             export=lambda folder, weights: export(resolved, folder, weights),
-            num_samples=source.num_rows(resolved.timeline.at(0).seq_length),
-            evaluator=evaluate_held_out if held_out is not None else None,
+            num_samples=rows.training.num_rows(resolved.timeline.at(0).seq_length),
+            evaluator=evaluator,
+            progress=partial(rows.progress, resolved.timeline),
         )
     )
 
 
-def open_rows(resolved: Resolved) -> tuple[RowSource, RowSource | None]:
-    """Plan the rows; rank 0 goes first, and the others find its plans on disk.
-
-    Raises:
-        ValueError: on every rank, if one finds its shards damaged.
-    """
-    config, objective = resolved.config, resolved.objective
-
-    def open_source(manifest: Manifest) -> RowSource:
-        folders = (manifest.folder / CACHE_FOLDER, Path(config.train.output).parent / CACHE_FOLDER)
-        readers = {
-            length: RowReader(manifest, length, objective.sequence_layout, config.seed, folders)
-            for length in resolved.timeline.lengths()
-        }
-        return RowSource(readers, objective)
-
-    def open_both() -> tuple[RowSource, RowSource | None]:
-        return open_source(resolved.manifest), open_source(resolved.held_out) if resolved.held_out else None
-
-    problems: list[str] = []
-    opened = collect(problems, open_both) if global_rank() == 0 else None
-    wait_for_rank_zero()
-    raise_together("\n".join(problems) or None)
-    opened = opened or collect(problems, open_both)
-    raise_together("\n".join(problems) or None)
-    assert opened is not None
-    raise_together(_too_few_rows(resolved, opened[0]))
-    return opened
-
-
-def _too_few_rows(resolved: Resolved, source: RowSource) -> str | None:
-    """A run on more ranks than there are rows would train on the same rows several times in one step."""
-    for length in resolved.timeline.lengths():
-        if source.num_rows(length) < world_size():
-            return (
-                f"data.shards {resolved.config.data.shards} hold {source.num_rows(length)} rows of {length} tokens, "
-                f"fewer than the {world_size()} ranks; start fewer ranks, shorten data.seq_length, or give more text"
-            )
-    return None
+def _evaluate_held_out(
+    rows: OpenedRows, resolved: Resolved, device: torch.device, runner: Runner, step: StepSettings
+) -> dict[str, float]:
+    """Figures of the held-out rows: of a mixture the mean by the sources' weights, and ``loss/SOURCE`` of each."""
+    config, found = resolved.config, {}
+    for name, source in rows.held_out.items():  # in the same order on all ranks
+        held_out = source.of_length(step.seq_length)
+        figures = evaluate(runner, resolved.objective, held_out, config.train.eval_rows, step.micro_batch_size, device)
+        del figures["num_targets"]
+        found[name] = figures
+    weights = {source.name: source.weight for source in resolved.sources if source.name in found}
+    means = {
+        f"heldout_{figure}": sum(weights[name] * found[name][figure] for name in found) / sum(weights.values())
+        for figure in next(iter(found.values()))
+    }
+    if len(resolved.sources) == 1:
+        return means
+    return means | {f"heldout_{figure}/{name}": value for name, one in found.items() for figure, value in one.items()}
 
 
 def initial_model(resolved: Resolved, fresh: bool) -> Model:

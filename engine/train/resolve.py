@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from engine.config.arch import ArchConfig
@@ -13,6 +12,7 @@ from engine.config.presets import resolve_arch
 from engine.config.pretrain import OBJECTIVE_NAMES, PretrainConfig
 from engine.convert.configs import model_folder
 from engine.convert.huggingface import huggingface_class
+from engine.data.shard_sources import ShardSource, open_shards, sources_digest
 from engine.models.model import parameter_names
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.registry import build_objective
@@ -20,13 +20,7 @@ from engine.optim.groups import pattern_problems
 from engine.train.initial import check_initial_weights
 from engine.train.run import check_settings, run_record
 from engine.train.timeline import Timeline
-from preprocess.manifest import MANIFEST_NAME, Manifest, read_manifest
-from preprocess.output_folder import HELDOUT_FOLDER, TOKENIZER_FOLDER
-from preprocess.tokenizer import Tokenizer, load_tokenizer
-
-MAKE_SHARDS = """make it with
-  python -m preprocess tokenizer --corpus FILE... --type wordpiece --vocab_size 30000 --output tokenizer/
-  python -m preprocess shards --corpus FILE... --tokenizer tokenizer/ --output {shards}"""
+from preprocess.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,8 +32,7 @@ class Resolved:
     objective: PretrainingObjective
     settings: DeepSpeedSettings
     timeline: Timeline
-    manifest: Manifest
-    held_out: Manifest | None
+    sources: tuple[ShardSource, ...]
     tokenizer: Tokenizer
 
 
@@ -61,10 +54,10 @@ def resolve(config: PretrainConfig) -> Resolved:
         problems += config.unused(objective_name)
     arch = objective = None
     if shards and found:
-        arch = _override(config, found[0], shards[2].vocab_size)
-        problems += _arch_problems(config, arch, shards[2])
+        arch = _override(config, found[0], shards[1].vocab_size)
+        problems += _arch_problems(config, arch, shards[1])
     if arch and shards and objective_name in OBJECTIVE_NAMES:
-        ready, vocabulary = arch, vocabulary_of(shards[2])
+        ready, vocabulary = arch, vocabulary_of(shards[1])
         objective = collect(problems, lambda: build_objective(objective_name, config, ready, vocabulary))
     if arch and objective and not arch.problems():
         problems += pattern_problems(config.train.optimizer, parameter_names(arch, objective.make_heads))
@@ -73,47 +66,6 @@ def resolve(config: PretrainConfig) -> Resolved:
     settings = complete_deepspeed_config(tree, shape, device)
     timeline = Timeline(stages, config.masking.rate_at)
     return Resolved(config, arch, objective, settings, timeline, *shards)
-
-
-def open_shards(path: str) -> tuple[Manifest, Manifest | None, Tokenizer]:
-    """Read the manifests and the tokenizer of a shard folder, and compare the sizes of its files.
-
-    Raises:
-        ValueError: if the folder is missing (with the command that makes it) or its parts do not belong together.
-    """
-    folder = Path(path)
-    if not (folder / MANIFEST_NAME).is_file():
-        what = "holds no manifest.json" if folder.is_dir() else "does not exist"
-        raise ValueError(f"data.shards {path} {what}; " + MAKE_SHARDS.format(shards=path))
-    manifest = read_manifest(folder)
-    held_out_folder = folder / HELDOUT_FOLDER
-    held_out = read_manifest(held_out_folder) if (held_out_folder / MANIFEST_NAME).is_file() else None
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
-    for part in (manifest, held_out):
-        if part is None:
-            continue
-        if part.tokenizer["digest"] != tokenizer.digest:
-            raise ValueError(
-                f"{part.folder} was made with another tokenizer ({part.tokenizer['digest'][:12]}...) than the one in "
-                f"{folder / TOKENIZER_FOLDER} ({tokenizer.digest[:12]}); prepare the shards again with one tokenizer"
-            )
-        _check_sizes(part)
-    return manifest, held_out if held_out and held_out.shards else None, tokenizer
-
-
-def _check_sizes(manifest: Manifest) -> None:
-    """A missing or truncated shard is found before the run starts; its digest is compared when it is first read."""
-    for shard in manifest.shards:
-        file = manifest.folder / shard.file
-        size = file.stat().st_size if file.is_file() else None
-        if size != shard.num_bytes:
-            found = (
-                "is missing" if size is None else f"is truncated or damaged: {size} bytes instead of {shard.num_bytes}"
-            )
-            raise ValueError(
-                f"shard {file} {found}; python -m preprocess verify {manifest.folder} lists all damage; "
-                "prepare the shards again or restore the file"
-            )
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -147,7 +99,11 @@ def resolved_tree(resolved: Resolved) -> dict[str, Any]:
     tree = asdict(resolved.config)
     tree["arch"] = {field.name: getattr(resolved.arch, field.name) for field in fields(resolved.arch)}
     tree["objective"] = resolved.objective.name
-    tree["data"]["manifest_digest"] = resolved.manifest.digest
+    tree["data"]["manifest_digest"] = sources_digest(resolved.sources)
+    if len(resolved.sources) > 1:
+        tree["data"]["sources"] = [
+            {"rows_in_10000": source.share, "manifest_digest": source.manifest.digest} for source in resolved.sources
+        ]
     tree["data"]["tokenizer_digest"] = resolved.tokenizer.digest
     tree.pop("model")  # the architecture says it
     return {**tree, **run_record(resolved.settings)}

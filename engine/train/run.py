@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -68,6 +68,7 @@ class RunParts:
         export: writes weights as a model folder.
         num_samples: training samples of an epoch, at the first step.
         evaluator: figures of an evaluation line after a step; None without held-out data.
+        progress: figures of each log line that follow from the number of steps taken.
         conclude: called by all ranks after the last step, before the run counts as finished.
     """
 
@@ -84,6 +85,7 @@ class RunParts:
     export: ModelExporter
     num_samples: int
     evaluator: Callable[[Runner, StepSettings], dict[str, float]] | None = None
+    progress: Callable[[int], Mapping[str, int]] | None = None
     conclude: Callable[[Runner], None] | None = None
 
 
@@ -172,6 +174,7 @@ def _train(
             seed=parts.seed,
             stop=stop,
             watchdog=watchdog,
+            progress=parts.progress,
             evaluate=None if evaluator is None else lambda step: evaluator(engine, step),
         ),
         state,

@@ -103,6 +103,15 @@ class Timeline:
             masking_rate=masking,
         )
 
+    def rows_before(self, step: int) -> dict[int, int]:
+        """Rows that the steps before this one consume, by their length."""
+        rows: dict[int, int] = {}
+        for phase, end in zip(self._phases, [*self._starts[1:], self.steps], strict=True):
+            taken = min(step, end) - phase.first_step
+            if taken > 0:
+                rows[phase.seq_length] = phase.first_row + taken * phase.batch_size
+        return rows
+
     def lengths(self) -> list[int]:
         """Row lengths in the order of their first use."""
         return list(dict.fromkeys(phase.seq_length for phase in self._phases))

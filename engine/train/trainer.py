@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class TrainerParts:
         seed: of dropout.
         stop: whether a signal asked the run to stop.
         watchdog: told of every step.
+        progress: figures of each log line that follow from the number of steps taken.
         evaluate: figures for an evaluation line after a step, called by all ranks; None without held-out data.
     """
 
@@ -70,6 +71,7 @@ class TrainerParts:
     seed: int
     stop: StopRequest
     watchdog: Watchdog
+    progress: Callable[[int], Mapping[str, int]] | None = None
     evaluate: Callable[[StepSettings], dict[str, float]] | None = None
 
 
@@ -210,6 +212,7 @@ class Trainer:
             "data_wait": window.waited / seconds,
             "eta": seconds / window.steps * (self.parts.timeline.steps - state.step),
             **self.parts.timeline.varying(now),
+            **(self.parts.progress(state.step) if self.parts.progress else {}),
         }
         if engine.loss_scale is not None or engine.skipped_steps:
             figures |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
