@@ -90,6 +90,19 @@ def test_error_of_the_source_is_raised_where_the_batch_is_asked_for():
     assert not prefetch_threads()
 
 
+def test_asking_beyond_the_last_step_fails_and_does_not_wait():
+    prefetcher = Prefetcher(Numbers(), timeline(4, 4, steps=2), 0, 0, 1)
+    assert [next(prefetcher).step.step for _ in range(2)] == [0, 1]
+    with pytest.raises(IndexError, match="there are no batches beyond step 2"):
+        next(prefetcher)
+    prefetcher.close()
+
+
+def test_a_rank_with_more_than_its_share_of_a_step_is_an_error():
+    with pytest.raises(ValueError, match="step 1 gives rank 0 of 3 2 micro-batches"):
+        step_batches(Numbers(), timeline(20, 4).at(0), 0, 3)
+
+
 def test_close_ends_the_thread_though_the_queue_is_full():
     source = Numbers()
     prefetcher = Prefetcher(source, timeline(4, 4), 0, 0, 1)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from engine.config.cli import SharedError
-from engine.train import distributed, pretraining
+from engine.train import distributed, opened_rows
 from tests.engine.ranks import run_ranks
 
 
@@ -105,14 +105,13 @@ def work_beyond_the_limit_of_collectives(folder: Path) -> dict[str, Any]:
     resolved: Any = SimpleNamespace(
         config=SimpleNamespace(train=train, seed=1),
         objective=SimpleNamespace(sequence_layout=None),
-        manifest=SimpleNamespace(folder=folder),
-        held_out=None,
-        timeline=SimpleNamespace(lengths=lambda: [8]),
+        sources=(SimpleNamespace(name="a", manifest=SimpleNamespace(folder=folder, digest="0" * 64), held_out=None),),
+        timeline=SimpleNamespace(lengths=lambda: [8], steps=1),
     )
     results = {"work": distributed.from_rank_zero(lambda: slow_on_rank_zero().num_rows)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "RowReader", slow_on_rank_zero)
-        results["rows"] = pretraining.open_rows(resolved)[0].num_rows(8)
+        patch.setattr(opened_rows, "RowReader", slow_on_rank_zero)
+        results["rows"] = opened_rows.open_rows(resolved).training.num_rows(8)
     torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=60))
     return results
 

@@ -133,3 +133,12 @@ def test_masking_rate_follows_the_progress_of_the_run():
 )
 def test_problems(config, message):
     assert config.problems() == [message]
+
+
+def test_rows_before_a_step_are_the_sum_of_its_batches():
+    timeline = Timeline(STAGES.all_stages())
+    walked: dict[int, int] = {}
+    for step in timeline:
+        assert timeline.rows_before(step.step) == walked
+        walked[step.seq_length] = walked.get(step.seq_length, 0) + step.batch_size
+    assert timeline.rows_before(timeline.steps) == walked
