@@ -7,5 +7,5 @@ setup(
     package_dir={
         "": "."
     },  # an editable install then puts the checkout itself on the path, packages added later included
-    package_data={"engine": ["presets/*.yaml"]},
+    package_data={"engine": ["presets/*.yaml", "recipes/*.yaml"]},
 )

@@ -20,6 +20,8 @@ from typing import Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_
 import yaml
 from jsonargparse import ArgumentParser
 
+from engine.config.recipes import recipe_names, with_recipe_files
+
 C = TypeVar("C")
 SECONDS_TO_TELL = 5.0
 EXIT_MISTAKE, EXIT_STOPPED, EXIT_RANK_LOST, EXIT_INTERRUPTED = 2, 75, 76, 130  # 75: "try again" of sysexits.h
@@ -71,7 +73,8 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     """Read settings from a command line and the YAML files it names.
 
     Args:
-        config_class: frozen dataclass; nested dataclasses become dotted options.
+        config_class: frozen dataclass; nested dataclasses become dotted options. One with a ``RECIPES`` folder lets
+            ``--config`` name a recipe in it.
         argv: arguments without the program's name.
         prog: the program's name in messages.
 
@@ -84,13 +87,17 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     parser = ArgumentParser(prog=prog, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
+    recipes = getattr(config_class, "RECIPES", None)
+    known = recipe_names(recipes) if recipes else []
+    argv = with_recipe_files(argv, recipes) if recipes else argv
+    named = f", or a recipe: {', '.join(known)}" if known else ""
+    parser.add_argument("--config", action="config", help=f"YAML file with any of these settings{named}.")
     parser.add_class_arguments(config_class, nested_key=None)
     names = {option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")}
     files = _refuse_unknown_options(argv, names)
     in_lists = set(_keys_in_lists(config_class))
     for file in files:
-        _refuse_unknown_keys(file, names | in_lists)
+        _refuse_unknown_keys(file, names | in_lists, known)
     _refuse_unknown_keys_of_options(argv, names | in_lists)
     try:
         parsed = parser.instantiate(parser.parse_args(_with_values(argv, parser)))
@@ -140,10 +147,13 @@ def _refuse_unknown_options(argv: Sequence[str], names: set[str]) -> list[str]:
     return [file for file in files if file]
 
 
-def _refuse_unknown_keys(file: str, names: set[str]) -> None:
+def _refuse_unknown_keys(file: str, names: set[str], recipes: Sequence[str]) -> None:
     try:
         tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
+        if recipes and isinstance(error, FileNotFoundError) and Path(file).name == file:
+            hint = nearest(file, recipes) or f"; the recipes are {', '.join(recipes)}"
+            raise UsageError(f"--config {file}: neither a file nor a recipe{hint}") from None
         raise UsageError(f"--config {file}: {error.strerror}") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"--config {file} is not a YAML file: {error}") from None

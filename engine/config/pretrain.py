@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import ClassVar
 
 from engine.config.arch import ArchOverrides
 from engine.config.cli import collect
 from engine.config.masking import MaskingConfig
 from engine.config.mixture import parse_shards
+from engine.config.recipes import RECIPE_FOLDER
 from engine.config.stages import MIN_LENGTH, Stage, StageConfig, endless_ramp, ramp_problems
 from engine.config.train import TrainConfig
 
@@ -60,6 +63,8 @@ class PretrainConfig:
         seed: seed of initial weights, data order, masking and dropout.
         local_rank: set by the deepspeed launcher; ignored, the environment decides.
     """
+
+    RECIPES: ClassVar[Path] = RECIPE_FOLDER
 
     ds_config: str
     model: str = "bert-large"

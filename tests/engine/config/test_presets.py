@@ -20,6 +20,7 @@ SIZES = {  # layers, hidden, heads, intermediate, positions
     "bert-medium": (8, 512, 8, 2048, 512),
     "bert-base": (12, 768, 12, 3072, 512),
     "bert-large": (24, 1024, 16, 4096, 512),
+    "bert-giant": (36, 1024, 16, 4096, 512),
     "gpt2-tiny": (2, 128, 2, 512, 1024),
     "gpt2-mini": (4, 256, 4, 1024, 1024),
     "gpt2": (12, 768, 12, 3072, 1024),
