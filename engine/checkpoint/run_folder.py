@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "train.eval_rows",
     "train.peak_tflops",
     "train.tensorboard",
+    "train.wandb",
     "train.rank_timeout",
     "train.nonfinite",
     "train.max_skipped_steps",

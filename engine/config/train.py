@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Self
 
 from engine.config.optimizer import OptimizerConfig
@@ -35,6 +36,7 @@ class TrainConfig:
         eval_rows: held-out rows used in an evaluation; 0 uses all.
         peak_tflops: peak of one device for the MFU figure, in TFLOP/s, where its name is not known.
         tensorboard: write TensorBoard events into the run folder.
+        wandb: project on Weights & Biases, as PROJECT or ENTITY/PROJECT, that gets the figures as well.
         optimizer: the optimizer.
         schedule: the learning rate over the run.
     """
@@ -56,6 +58,7 @@ class TrainConfig:
     eval_rows: int = 1024
     peak_tflops: float | None = None
     tensorboard: bool = True
+    wandb: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
@@ -75,6 +78,7 @@ class TrainConfig:
             found.append(f"train.rank_timeout is {self.rank_timeout}; it must be at least 1, and finite")
         if self.nonfinite not in NONFINITE:
             found.append(f"train.nonfinite is {self.nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
+        found += _wandb_problems(self.wandb)
         found += ramp_problems("train.batch_ramp", self.batch_ramp, self.batch_size, "train.batch_size", least=1)
         found += endless_ramp("train.batch_ramp", self.batch_ramp, self.steps, "train.batch_size")
         return found + self.optimizer.problems() + self.schedule.problems()
@@ -95,6 +99,17 @@ class TrainConfig:
             optimizer=self.optimizer,
             schedule=self.schedule,
         )
+
+
+def _wandb_problems(project: str | None) -> list[str]:
+    if project is None:
+        return []
+    if not all(project.split("/")) or project.count("/") > 1:
+        return [f"train.wandb is {project!r}; it must be PROJECT or ENTITY/PROJECT"]
+    library = find_spec("wandb")
+    if library is None or library.origin is None:  # a folder wandb/ of some run's files is no library
+        return ["train.wandb needs the library of Weights & Biases: pip install wandb; or leave train.wandb out"]
+    return []
 
 
 @dataclass(frozen=True)

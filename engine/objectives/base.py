@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -16,6 +17,8 @@ from engine.data.batch import PackedBatch
 from engine.data.plan import SequenceLayout
 from engine.data.rows import Row
 from engine.models.model import Model
+
+TOKEN_TERMS = ("mlm", "lm")  # terms whose targets are tokens
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,24 @@ def cross_entropy_term(logits: Tensor, labels: Tensor, count: int, with_accuracy
     loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum")
     correct = (logits.argmax(-1) == labels).sum() if with_accuracy else None
     return LossTerm(loss_sum, count, correct=correct)
+
+
+def perplexity_of(means: Mapping[str, float]) -> dict[str, float]:
+    """``perplexity``: exp of the mean loss, in nats per target token, of the term that predicts tokens.
+
+    For lm the targets are all tokens. For mlm they are the masked ones, each seen with both its sides: a figure to
+    compare with runs of the same masking, and not with a language model's.
+
+    Args:
+        means: mean loss of each term, by name.
+
+    Returns:
+        Nothing where no term predicts tokens; infinity where a float cannot hold the figure.
+    """
+    for name in TOKEN_TERMS:
+        if name in means:
+            return {"perplexity": math.inf if means[name] > 700 else math.exp(means[name])}
+    return {}
 
 
 def require_tokens(objective: str, vocabulary: Vocabulary, roles: Sequence[str]) -> None:

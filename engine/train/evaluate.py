@@ -10,7 +10,7 @@ import torch
 from engine.data.batch import PackedBatch
 from engine.data.source import HeldOutSource
 from engine.models.model import Model
-from engine.objectives.base import LossTerm, Objective
+from engine.objectives.base import LossTerm, Objective, perplexity_of
 from engine.train.distributed import all_reduce_sum, global_rank, world_size
 
 T = TypeVar("T")
@@ -54,8 +54,8 @@ def evaluate(
         device: where the model is.
 
     Returns:
-        ``loss`` (the weighted mean over all targets), ``accuracy`` of each term that has one (``accuracy`` alone where
-        there is one term), and ``num_targets``.
+        ``loss`` (the weighted mean over all targets), ``loss_TERM`` and ``accuracy_TERM`` of each term (``accuracy``
+        alone where there is one term), ``perplexity`` where a term predicts tokens, and ``num_targets``.
     """
     sums: dict[str, list[float]] = {}
     weights: dict[str, float] = {}
@@ -90,8 +90,12 @@ def _means(sums: dict[str, list[float]], weights: dict[str, float], device: torc
     names = sorted(sums)
     reduced = all_reduce_sum([value for name in names for value in sums[name]], device).view(-1, 3).tolist()
     result = {"loss": 0.0, "num_targets": 0.0}
+    means: dict[str, float] = {}
     for name, (loss_sum, count, correct) in zip(names, reduced, strict=True):
-        result["loss"] += weights[name] * loss_sum / max(count, 1.0)
+        means[name] = loss_sum / max(count, 1.0)
+        result["loss"] += weights[name] * means[name]
         result["num_targets"] += count
+        if len(names) > 1:
+            result[f"loss_{name}"] = means[name]
         result["accuracy" if len(names) == 1 else f"accuracy_{name}"] = correct / max(count, 1.0)
-    return result
+    return result | perplexity_of(means)

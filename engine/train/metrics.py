@@ -1,8 +1,7 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, the progress bar and the log line."""
+"""What a run says of itself: metrics.jsonl, what reads it along, the progress bar and the log line."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import resource
@@ -17,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.config.train import TrainConfig
-from engine.objectives.base import LossTerm
+from engine.objectives.base import LossTerm, perplexity_of
 from engine.train.distributed import global_rank
+from engine.train.sinks import Sink, open_sinks
 
 LOGGED_FIGURES = ("loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "memory_bytes", "data_wait", "eta")
 
@@ -80,11 +80,13 @@ class Window:
         return losses | {("accuracy", name): value for name, value in self.correct.items()}
 
     def means(self, summed: dict[tuple[str, str], float]) -> dict[str, float]:
-        """Means over targets from the sums over all ranks: of each term, and the weighted whole as ``loss``."""
+        """Means over targets from sums over all ranks: the weighted whole as ``loss``, each term, the perplexity."""
         means = {(what, name): value / max(float(self.counts[name]), 1.0) for (what, name), value in summed.items()}
         whole = sum(self.weights[name] * mean for (what, name), mean in means.items() if what == "loss")
         several = len(self.loss_sums) > 1
-        return {"loss": whole, **{f"{what}_{name}": mean for (what, name), mean in means.items() if several}}
+        parts = {f"{what}_{name}": mean for (what, name), mean in means.items() if several}
+        losses = {name: mean for (what, name), mean in means.items() if what == "loss"}
+        return {"loss": whole, **parts, **perplexity_of(losses)}
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -92,19 +94,16 @@ def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 
 class MetricsLog:
-    """Writes each line of figures to metrics.jsonl, TensorBoard and the log; rank 0 only."""
+    """Writes each line of figures to metrics.jsonl, the sinks (TensorBoard, W&B) and the log; rank 0 only."""
 
     def __init__(self, file: Path, config: TrainConfig, steps: int, first_step: int) -> None:
         self._active = global_rank() == 0
         self._file = file
-        self._writer: Any = None
+        self._sinks: list[Sink] = []
         self._bar: Any = None
         if not self._active:
             return
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(file.parent / "tensorboard"), purge_step=first_step + 1)
+        self._sinks = open_sinks(file.parent, config, first_step, say)
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(total=steps, initial=first_step, unit="step", file=sys.stderr, mininterval=interval)
 
@@ -134,18 +133,16 @@ class MetricsLog:
     def _write(self, step: int, clean: dict[str, float | int | None]) -> None:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
-        if self._writer is not None:
-            for name, value in clean.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, step)
+        known = {name: value for name, value in clean.items() if value is not None}
+        for sink in self._sinks:
+            sink.write(step, known)
 
     def close(self) -> None:
         """Flush and close."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            with contextlib.suppress(OSError):  # a full disk, which the line that did not fit has told
-                self._writer.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 def _shown(name: str, value: float | int) -> str:

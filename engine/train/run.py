@@ -44,6 +44,7 @@ from engine.train.distributed import (
 from engine.train.evaluate import Runner
 from engine.train.metrics import say
 from engine.train.signals import StopRequest
+from engine.train.sinks import require_login
 from engine.train.timeline import StepSettings, Timeline
 from engine.train.trainer import Trainer, TrainerParts, TrainerState
 from engine.train.watchdog import Watchdog
@@ -198,6 +199,7 @@ def _enter(run: RunFolder, parts: RunParts) -> bool | None:
 
     A start that is refused leaves the folder as it was.
     """
+    require_login(parts.train.wandb)
     resuming = _look(run, parts)
     if resuming is not None:
         run.claim()

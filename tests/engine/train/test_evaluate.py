@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def by_hand(num_samples: int, asked: int) -> dict[str, float]:
         with torch.no_grad():
             term = OBJECTIVE.losses(made, source.held_out(range(sample, sample + 1)), with_accuracy=True)["mlm"]
         loss, correct, targets = loss + term.loss_sum.item(), correct + term.correct.item(), targets + term.num_targets
-    return {"loss": loss / targets, "accuracy": correct / targets, "num_targets": targets}
+    means = {"loss": loss / targets, "accuracy": correct / targets, "perplexity": math.exp(loss / targets)}
+    return {**means, "num_targets": targets}
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: str(CASES[case]))
@@ -135,6 +137,8 @@ class TwoTerms:
 def test_two_terms():
     figures = evaluate(ModelRunner(model()), TwoTerms(), HeldOut(7), 0, 7, torch.device("cpu"))
     assert figures["loss"] == pytest.approx(3.0 + 0.5 * 5.0)
+    assert (figures["loss_a"], figures["loss_b"]) == (pytest.approx(3.0), pytest.approx(5.0))
+    assert "perplexity" not in figures  # neither term predicts tokens
     assert figures["accuracy_a"] == pytest.approx(0.5, abs=0.01) and "accuracy" not in figures
 
 

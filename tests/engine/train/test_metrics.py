@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.config.train import TrainConfig
-from engine.objectives.base import LossTerm
+from engine.objectives.base import LossTerm, perplexity_of
 from engine.train.metrics import MetricsLog, Window, say
 
 QUIET = TrainConfig(steps=10, tensorboard=False)
@@ -87,14 +87,24 @@ def test_means_of_a_window():
     window.count({"mlm": torch.tensor(5.0)})
     window.count({"mlm": torch.tensor(3.0)})
     assert {key: float(value) for key, value in window.sums().items()} == {("loss", "mlm"): 20.0}
-    assert window.means({("loss", "mlm"): 20.0}) == {"loss": 2.5}
+    perplexity = pytest.approx(math.exp(2.5))
+    assert window.means({("loss", "mlm"): 20.0}) == {"loss": 2.5, "perplexity": perplexity}
     window.add("nsp", term(2.0, correct=3, weight=0.5))
     window.count({"nsp": torch.tensor(4.0)})
     sums = {key: float(value) for key, value in window.sums().items()}
-    assert window.means(sums) == {"loss": 2.75, "loss_mlm": 2.5, "loss_nsp": 0.5, "accuracy_nsp": 0.75}
+    parts = {"loss_mlm": 2.5, "loss_nsp": 0.5, "accuracy_nsp": 0.75}
+    assert window.means(sums) == {"loss": 2.75, **parts, "perplexity": perplexity}
     empty = Window(counts={"mlm": torch.tensor(0.0)})
     empty.add("mlm", term(0.0))
-    assert empty.means({("loss", "mlm"): 0.0}) == {"loss": 0.0}
+    assert empty.means({("loss", "mlm"): 0.0}) == {"loss": 0.0, "perplexity": 1.0}
+
+
+def test_perplexity_is_that_of_the_term_that_predicts_tokens():
+    assert perplexity_of({"lm": 3.0}) == {"perplexity": pytest.approx(20.0855369)}
+    assert perplexity_of({"nsp": 0.7, "mlm": 1.0}) == {"perplexity": pytest.approx(math.e)}
+    assert perplexity_of({"classification": 0.5}) == {}
+    assert perplexity_of({"lm": 1e4}) == {"perplexity": math.inf}  # null in the file, as the next
+    assert math.isnan(perplexity_of({"lm": math.nan})["perplexity"])
 
 
 def test_windows_share_nothing():
