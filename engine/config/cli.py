@@ -26,6 +26,7 @@ C = TypeVar("C")
 SECONDS_TO_TELL = 5.0
 EXIT_MISTAKE, EXIT_STOPPED, EXIT_RANK_LOST, EXIT_INTERRUPTED = 2, 75, 76, 130  # 75: "try again" of sysexits.h
 T = TypeVar("T")
+_RAMP = re.compile(r"(--[\w.]+=)?\{[\d\s:,]*\}")
 
 
 class UsageError(ValueError):
@@ -122,12 +123,18 @@ def _empty(config: Any, prefix: str = "") -> list[str]:
 
 
 def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
-    """A switch without a value means true: ``--random_init`` is ``--random_init true``."""
+    """What YAML would read otherwise than it is meant.
+
+    A switch without a value means true: ``--random_init`` is ``--random_init true``. In a ramp ``{5:64}`` is ``{5: 64}``,
+    where YAML sees one key without a value.
+    """
     actions = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
     switches = {option for action in actions for option in action.option_strings}
     result: list[str] = []
     for argument, following in zip(argv, [*argv, "--"][1:], strict=True):
-        result += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
+        result.append(re.sub(r"(\d):(?=\d)", r"\1: ", argument) if _RAMP.fullmatch(argument) else argument)
+        if argument in switches and following.startswith("--"):
+            result.append("true")
     return result
 
 
@@ -259,7 +266,8 @@ def run_command(main: Callable[[], int | None]) -> int:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if os.environ.get("ENGINE_TRACEBACK") or not (isinstance(error, ValueError) or full):
             raise
-        rank = int(os.environ.get("RANK", "0"))
+        number = os.environ.get("RANK", "")  # which may be what is wrong
+        rank = int(number) if number.isdecimal() else 0
         first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
         if rank == 0 or (not isinstance(error, SharedError) and (first_of_host or _ranks_have_met())):
             print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
