@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from engine.config.cli import exit_process, parse_config, run_command
 from engine.config.pretrain import PretrainConfig
+from engine.launch.arguments import enter
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(argv: Sequence[str]) -> None:
-    config = parse_config(PretrainConfig, argv, prog="pretrain.py")
+    config = parse_config(PretrainConfig, enter(argv), prog="pretrain.py")
     from engine.train.pretraining import pretrain  # torch takes seconds to import: not before the command line is right
 
     pretrain(config)

@@ -11,6 +11,7 @@ if not __package__:  # run as a script, from a bare checkout too: finetune/ itse
 from collections.abc import Sequence
 
 from engine.config.cli import exit_process, parse_config, run_command
+from engine.launch.arguments import enter
 from finetune.config import FinetuneConfig
 
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _finetune(argv: Sequence[str]) -> None:
-    config = parse_config(FinetuneConfig, argv, prog="run.py")
+    config = parse_config(FinetuneConfig, enter(argv), prog="run.py")
     from finetune.finetuning import finetune  # torch takes seconds to import: not before the command line is right
 
     finetune(config)
