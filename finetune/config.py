@@ -78,6 +78,7 @@ class FinetuneConfig:
         epochs: passes over the training file; train.steps, where given, decides instead.
         output: run folder, the same as --train.output.
         train: the training loop.
+        profile: write a trace of a few steps of this start into the run folder, for ui.perfetto.dev.
         seed: seed of new weights, data order and dropout.
         local_rank: set by the deepspeed launcher; ignored, the environment decides.
     """
@@ -94,6 +95,7 @@ class FinetuneConfig:
     epochs: int = 3
     output: str | None = None
     train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
+    profile: bool = False
     seed: int = 1
     local_rank: int = -1
 

@@ -104,6 +104,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             num_samples=sources["train"].num_samples,
             evaluator=evaluate_dev,
             conclude=conclude,
+            profile=config.profile,
         )
     )
 

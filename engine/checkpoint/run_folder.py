@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "deepspeed",
     "ds_config",
     "local_rank",
+    "profile",
     "world_size",
     "data.shards",
     "train.output",

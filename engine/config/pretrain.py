@@ -60,6 +60,7 @@ class PretrainConfig:
         data: the training text.
         train: the training loop.
         stages: where given, the run's stages one after another; what a stage does not give is the run's own setting.
+        profile: write a trace of a few steps of this start into the run folder, for ui.perfetto.dev.
         seed: seed of initial weights, data order, masking and dropout.
         local_rank: set by the deepspeed launcher; ignored, the environment decides.
     """
@@ -75,6 +76,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     stages: list[StageConfig] = field(default_factory=list)
+    profile: bool = False
     seed: int = 1
     local_rank: int = -1
 

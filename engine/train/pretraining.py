@@ -56,6 +56,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             build=lambda fresh: initial_model(resolved, fresh),
             export=lambda folder, weights: export(resolved, folder, weights),
             num_samples=rows.training.num_rows(resolved.timeline.at(0).seq_length),
+            profile=config.profile,
             evaluator=evaluator,
             progress=partial(rows.progress, resolved.timeline),
         )

@@ -71,6 +71,7 @@ class RunParts:
         evaluator: figures of an evaluation line after a step; None without held-out data.
         progress: figures of each log line that follow from the number of steps taken.
         conclude: called by all ranks after the last step, before the run counts as finished.
+        profile: whether to write a trace of some steps.
     """
 
     train: TrainConfig
@@ -88,6 +89,7 @@ class RunParts:
     evaluator: Callable[[Runner, StepSettings], dict[str, float]] | None = None
     progress: Callable[[int], Mapping[str, int]] | None = None
     conclude: Callable[[Runner], None] | None = None
+    profile: bool = False
 
 
 def run_training(parts: RunParts) -> RunFolder:
@@ -177,6 +179,7 @@ def _train(
             watchdog=watchdog,
             progress=parts.progress,
             evaluate=None if evaluator is None else lambda step: evaluator(engine, step),
+            profile=parts.profile,
         ),
         state,
     )

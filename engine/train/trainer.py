@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from engine.data.draws import Draw, stable_seed
 from engine.data.source import BatchSource, Prefetcher, StepBatches, positions_of
 from engine.train.distributed import all_reduce_sum, gather_objects, global_rank, raise_together, world_size
 from engine.train.flops import batch_flops, peak_flops
-from engine.train.metrics import MetricsLog, Window, memory_bytes
+from engine.train.metrics import MetricsLog, Window, memory_bytes, say
+from engine.train.profiling import StepProfiler, part, profiled
 from engine.train.signals import StopRequest
 from engine.train.timeline import StepSettings, Timeline
 from engine.train.watchdog import Watchdog
@@ -60,6 +62,7 @@ class TrainerParts:
         watchdog: told of every step.
         progress: figures of each log line that follow from the number of steps taken.
         evaluate: figures for an evaluation line after a step, called by all ranks; None without held-out data.
+        profile: whether to write a trace of some steps.
     """
 
     config: TrainConfig
@@ -73,6 +76,7 @@ class TrainerParts:
     watchdog: Watchdog
     progress: Callable[[int], Mapping[str, int]] | None = None
     evaluate: Callable[[StepSettings], dict[str, float]] | None = None
+    profile: bool = False
 
 
 class Trainer:
@@ -97,11 +101,16 @@ class Trainer:
         self._log = MetricsLog(parts.writer.run.metrics, parts.config, parts.timeline.steps, state.step)
         batches = Prefetcher(parts.source, parts.timeline, state.step, global_rank(), world_size())
         try:
-            self._window = Window()
-            while state.step < parts.timeline.steps:
-                self._take_step(next(batches))
-                self._log.advance()
-                self._after_step()
+            with profiled(self._profiler()) as step_ended:
+                self._window = Window()
+                while state.step < parts.timeline.steps:
+                    with part("data"):
+                        work = next(batches)
+                    self._take_step(work)
+                    self._log.advance()
+                    self._after_step()
+                    with self._uncounted():
+                        step_ended()
             parts.writer.wait()
         except SharedError:  # on all ranks: a checkpoint that is being written is still worth having
             parts.writer.wait()
@@ -109,6 +118,19 @@ class Trainer:
         finally:
             batches.close()
             self._log.close()
+
+    def _profiler(self) -> StepProfiler | None:
+        if not self.parts.profile:
+            return None
+        step, run = self.state.step, self.parts.writer.run
+        return StepProfiler(run.path, global_rank(), step, self.parts.timeline.steps - step, say)
+
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """What happens here is no part of the speed of training."""
+        begun = time.perf_counter()
+        yield
+        self._window.begun += time.perf_counter() - begun
 
     def _after_step(self) -> None:
         """Log, evaluate, save and stop as the settings and signals ask for after a step."""
@@ -130,7 +152,8 @@ class Trainer:
         """One optimizer step over the micro-batches of this rank."""
         parts, window, step = self.parts, self._window, work.step
         parts.watchdog.progress(step.step)
-        counts = self._count_targets(work)
+        with part("counts"):
+            counts = self._count_targets(work)
         parts.engine.apply(step.optimizer, step.lr)
         losses = []
         for number, batch in zip(work.numbers, work.batches, strict=True):
@@ -222,17 +245,15 @@ class Trainer:
 
     def _log_evaluation(self, evaluate: Callable[[StepSettings], dict[str, float]]) -> None:
         assert self._log is not None
-        begun = time.perf_counter()
-        self._log.write(self.state.step, dict(evaluate(self.parts.timeline.at(self.state.step - 1))))
-        self._window.begun += time.perf_counter() - begun  # the speed of training does not count evaluations
+        with self._uncounted(), part("evaluation"):
+            self._log.write(self.state.step, dict(evaluate(self.parts.timeline.at(self.state.step - 1))))
 
     def _save(self) -> None:
-        begun = time.perf_counter()
-        if self._window.steps:  # the window so far would be lost with a resume
-            self._log_window()
-        engine = self.parts.engine
-        self.parts.writer.save(engine.deepspeed, engine.model, self.state.step, self.state.state_dict())
-        self._window.begun += time.perf_counter() - begun
+        with self._uncounted(), part("checkpoint"):
+            if self._window.steps:  # the window so far would be lost with a resume
+                self._log_window()
+            engine = self.parts.engine
+            self.parts.writer.save(engine.deepspeed, engine.model, self.state.step, self.state.state_dict())
 
 
 class LaggingFlag:

@@ -20,6 +20,7 @@ from engine.data.batch import PackedBatch
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
 from engine.train.loss_scale import AT_MINIMUM, LossScaling, minimum_message
+from engine.train.profiling import part
 
 T = TypeVar("T")
 
@@ -101,13 +102,16 @@ class ZeroEngine:
             SharedError: on every rank, if the fp16 loss scale would have to fall below its minimum.
         """
         self.deepspeed.set_gradient_accumulation_boundary(last)
-        terms: dict[str, LossTerm] = self.deepspeed(batch)
+        with part("forward"):
+            terms: dict[str, LossTerm] = self.deepspeed(batch)
         # DeepSpeed averages gradients over the ranks; the division by accumulation steps is switched off.
         factor = self._ranks * (1.0 if self._scaling is None else self._scaling.missing)
         total = sum(term.weight * term.loss_sum / counts[name] for name, term in terms.items())
-        self.deepspeed.backward(total * factor, scale_wrt_gas=False)
+        with part("backward"):
+            self.deepspeed.backward(total * factor, scale_wrt_gas=False)
         if last:
-            self._step()
+            with part("optimizer"):
+                self._step()
         return terms
 
     def _step(self) -> None:
