@@ -39,6 +39,7 @@ def test_seeds_differ_and_the_order_is_written_down():
     orders = [Mixture((7000, 3000), seed).sources(range(1000)).tolist() for seed in (1, 2)]
     assert orders[0] != orders[1]
     assert orders[0] != sorted(orders[0])
+    assert Mixture((7000, 3000), 1).sources(range(1000, 2000)).tolist() != orders[0]  # each block has its own
     # Written down once: a change here would change the data order of runs that are under way.
     assert orders[0][:20] == WRITTEN_DOWN
 
