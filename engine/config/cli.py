@@ -158,7 +158,7 @@ def _refuse_unknown_keys(file: str, names: set[str], recipes: Sequence[str]) -> 
     try:
         tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        if recipes and isinstance(error, FileNotFoundError) and Path(file).name == file:
+        if recipes and isinstance(error, FileNotFoundError) and not re.search(r"/|\.ya?ml$", file):
             hint = nearest(file, recipes) or f"; the recipes are {', '.join(recipes)}"
             raise UsageError(f"--config {file}: neither a file nor a recipe{hint}") from None
         raise UsageError(f"--config {file}: {error.strerror}") from None

@@ -12,6 +12,8 @@ from engine.config.arch import ArchConfig, check_fields
 
 logger = logging.getLogger(__name__)
 
+PRE_NORM = "roberta-prelayernorm"  # the one pre-norm BERT of transformers
+
 # model type -> (field of ArchConfig, key of config.json, transformers' default)
 FIELDS: dict[str, tuple[tuple[str, str, Any], ...]] = {
     "bert": (
@@ -42,10 +44,14 @@ FIELDS: dict[str, tuple[tuple[str, str, Any], ...]] = {
         ("init_std", "initializer_range", 0.02),
     ),
 }
+FIELDS[PRE_NORM] = tuple(
+    (ours, theirs, 50265 if ours == "vocab_size" else default) for ours, theirs, default in FIELDS["bert"]
+)
 
-# What a class of theirs fixes.
+# What a class of theirs fixes; the head of PRE_NORM for masked tokens has its own gelu, whatever hidden_act says.
 FIXED: dict[str, dict[str, Any]] = {
     "bert": {"norm_position": "post", "causal": False, "embedding_norm": True},
+    PRE_NORM: {"norm_position": "pre", "causal": False, "embedding_norm": True, "activation": "gelu"},
     "gpt2": {"norm_position": "pre", "causal": True, "embedding_norm": False, "num_segments": 0},
 }
 
@@ -60,7 +66,11 @@ REQUIRED: dict[str, Any] = {
 }
 
 # model type -> (a dropout they set apart, the one that ours uses in its place)
-MERGED_DROPOUT = {"bert": ("classifier_dropout", "hidden_dropout_prob"), "gpt2": ("embd_pdrop", "resid_pdrop")}
+MERGED_DROPOUT = {
+    "bert": ("classifier_dropout", "hidden_dropout_prob"),
+    PRE_NORM: ("classifier_dropout", "hidden_dropout_prob"),
+    "gpt2": ("embd_pdrop", "resid_pdrop"),
+}
 
 OUR_ACTIVATION = {
     "gelu": "gelu",
@@ -80,25 +90,30 @@ CLASSES = {
         "mlm + sop": "BertForPreTraining",
         "classification": "BertForSequenceClassification",
     },
+    PRE_NORM: {
+        "": "RobertaPreLayerNormModel",
+        "mlm": "RobertaPreLayerNormForMaskedLM",
+        "classification": "RobertaPreLayerNormForSequenceClassification",
+    },
     "gpt2": {"": "GPT2Model", "lm": "GPT2LMHeadModel", "classification": "GPT2ForSequenceClassification"},
 }
-DEFAULT_OBJECTIVE = {"bert": "mlm", "gpt2": "lm"}
+DEFAULT_OBJECTIVE = {"bert": "mlm", PRE_NORM: "mlm", "gpt2": "lm"}
 
 
 def huggingface_class(arch: ArchConfig) -> str:
-    """Tell which model_type of transformers computes this architecture: ``bert`` or ``gpt2``.
+    """Tell which model_type of transformers computes this architecture: ``bert``, ``roberta-prelayernorm`` or ``gpt2``.
 
     Raises:
         ValueError: if none does; the text names the settings that stand in the way.
     """
-    model_type = "gpt2" if arch.causal else "bert"
+    model_type = "gpt2" if arch.causal else PRE_NORM if arch.norm_position == "pre" else "bert"
     wrong = [
         f"arch.{name} is {getattr(arch, name)!r}, {model_type} has {value!r}"
         for name, value in FIXED[model_type].items()
         if getattr(arch, name) != value
     ]
-    if model_type == "bert" and arch.num_segments < 1:
-        wrong.append("arch.num_segments is 0, bert has at least 1")
+    if model_type != "gpt2" and arch.num_segments < 1:
+        wrong.append(f"arch.num_segments is 0, {model_type} has at least 1")
     if wrong:
         raise ValueError(f"no transformers class: {'; '.join(wrong)}")
     return model_type
@@ -119,6 +134,19 @@ def class_name(arch: ArchConfig, heads: Sequence[str]) -> str:
     return classes[head]
 
 
+def unused_positions(model_type: str, pad_id: int | None) -> int:
+    """Rows of their table of positions before the first that is used: PRE_NORM counts from its padding token on.
+
+    Raises:
+        ValueError: if there is no such token.
+    """
+    if model_type != PRE_NORM:
+        return 0
+    if pad_id is None:
+        raise ValueError(f"{PRE_NORM} counts positions from the id of the padding token, and there is none")
+    return pad_id + 1
+
+
 def config_to_huggingface(
     arch: ArchConfig, heads: Sequence[str], special_ids: Mapping[str, int], labels: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -131,7 +159,7 @@ def config_to_huggingface(
         labels: names of the classes in the order of the logits.
 
     Raises:
-        ValueError: if no class of transformers computes it, or a label comes twice.
+        ValueError: if no class of transformers computes it, a label comes twice, or the vocabulary lacks a token.
     """
     model_type = huggingface_class(arch)
     config: dict[str, Any] = {"architectures": [class_name(arch, heads)], "model_type": model_type}
@@ -139,6 +167,8 @@ def config_to_huggingface(
     activation_key = next(theirs for ours, theirs, _ in FIELDS[model_type] if ours == "activation")
     config[activation_key] = THEIR_ACTIVATION[arch.activation]
     config[MERGED_DROPOUT[model_type][0]] = arch.hidden_dropout
+    if unused := unused_positions(model_type, special_ids.get("pad")):
+        config["max_position_embeddings"] += unused
     config |= {f"{role}_token_id": special_ids.get(role) for role in ("pad", "bos", "eos")}
     config |= {"tie_word_embeddings": True, "dtype": "float32"}
     if labels is not None:
@@ -153,7 +183,7 @@ def arch_from_huggingface(config: Mapping[str, Any]) -> ArchConfig:
     """Read an architecture from the content of a config.json; a key left out has transformers' default.
 
     Raises:
-        ValueError: if it is no BERT or GPT-2, or asks for what our models do not compute.
+        ValueError: if it is no BERT (post-norm or pre-norm) or GPT-2, or asks for what our models do not compute.
     """
     model_type = config.get("model_type")
     if model_type not in FIELDS:
@@ -168,6 +198,10 @@ def arch_from_huggingface(config: Mapping[str, Any]) -> ArchConfig:
         allowed = ", ".join(OUR_ACTIVATION)
         raise ValueError(f"config.json: the activation is {values['activation']!r}: it must be one of {allowed}")
     values["activation"] = OUR_ACTIVATION[values["activation"]]
+    if FIXED[model_type].get("activation", values["activation"]) != values["activation"]:
+        raise ValueError(f"config.json: hidden_act is {config['hidden_act']!r}: a {model_type} must have 'gelu'")
+    if model_type == PRE_NORM and isinstance(values["max_positions"], int):
+        values["max_positions"] -= unused_positions(model_type, config.get("pad_token_id", 1))
     merged, kept = MERGED_DROPOUT[model_type]
     if config.get(merged) not in (None, values["hidden_dropout"]):
         logger.warning("config.json: %s %s is not kept; %s is used there too", merged, config[merged], kept)

@@ -1,4 +1,4 @@
-"""Weights to and from the names and shapes of transformers' BERT and GPT-2."""
+"""Weights to and from the names and shapes of transformers' BERT, pre-norm BERT (RobertaPreLayerNorm) and GPT-2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from engine.config.arch import ArchConfig, padded_vocab_size
-from engine.convert.configs import arch_from_huggingface, class_name, config_to_huggingface, huggingface_class
+from engine.convert.configs import (
+    PRE_NORM,
+    arch_from_huggingface,
+    class_name,
+    config_to_huggingface,
+    huggingface_class,
+    unused_positions,
+)
 from engine.models.transformer import Transformer
 
 __all__ = ["arch_from_huggingface", "from_huggingface", "huggingface_class", "to_huggingface"]
@@ -21,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Each line is (ours, theirs, what differs): {i} a layer, {p} weight and bias, ~ the encoder's prefix of their classes
 # with a head. SAME: nothing; ROWS: ours has padding rows; STACKED: ours is one matrix of their queries, keys, values;
-# TRANSPOSED: theirs is [in, out] (GPT-2's Conv1D, weights only).
-SAME, ROWS, STACKED, TRANSPOSED = "same", "rows", "stacked", "transposed"
+# TRANSPOSED: theirs is [in, out] (GPT-2's Conv1D, weights only); LATER: theirs begins with rows that are not used.
+SAME, ROWS, STACKED, TRANSPOSED, LATER = "same", "rows", "stacked", "transposed", "later"
 
 BERT = (
     ("encoder.embeddings.word.weight", "~embeddings.word_embeddings.weight", ROWS),
@@ -45,6 +52,24 @@ BERT = (
     ("heads.classification.pooler.{p}", "~pooler.dense.{p}", SAME),
     ("heads.classification.classifier.{p}", "classifier.{p}", SAME),
 )
+ROBERTA_PRE_NORM = (
+    ("encoder.embeddings.word.weight", "~embeddings.word_embeddings.weight", ROWS),
+    ("encoder.embeddings.position.weight", "~embeddings.position_embeddings.weight", LATER),
+    ("encoder.embeddings.segment.weight", "~embeddings.token_type_embeddings.weight", SAME),
+    ("encoder.embeddings.norm.{p}", "~embeddings.LayerNorm.{p}", SAME),
+    ("encoder.layers.{i}.attention.qkv.{p}", "~encoder.layer.{i}.attention.self.{qkv}.{p}", STACKED),
+    ("encoder.layers.{i}.attention.output.{p}", "~encoder.layer.{i}.attention.output.dense.{p}", SAME),
+    ("encoder.layers.{i}.attention_norm.{p}", "~encoder.layer.{i}.attention.LayerNorm.{p}", SAME),
+    ("encoder.layers.{i}.mlp.up.{p}", "~encoder.layer.{i}.intermediate.dense.{p}", SAME),
+    ("encoder.layers.{i}.mlp.down.{p}", "~encoder.layer.{i}.output.dense.{p}", SAME),
+    ("encoder.layers.{i}.mlp_norm.{p}", "~encoder.layer.{i}.intermediate.LayerNorm.{p}", SAME),
+    ("encoder.final_norm.{p}", "~LayerNorm.{p}", SAME),
+    ("heads.mlm.dense.{p}", "lm_head.dense.{p}", SAME),
+    ("heads.mlm.norm.{p}", "lm_head.layer_norm.{p}", SAME),
+    ("heads.mlm.bias", "lm_head.bias", ROWS),
+    ("heads.classification.pooler.{p}", "classifier.dense.{p}", SAME),
+    ("heads.classification.classifier.{p}", "classifier.out_proj.{p}", SAME),
+)
 GPT2 = (
     ("encoder.embeddings.word.weight", "~wte.weight", ROWS),
     ("encoder.embeddings.position.weight", "~wpe.weight", SAME),
@@ -57,15 +82,21 @@ GPT2 = (
     ("encoder.final_norm.{p}", "~ln_f.{p}", SAME),
     ("heads.classification.score.weight", "score.weight", SAME),
 )
-TABLES = {"bert": BERT, "gpt2": GPT2}
+TABLES = {"bert": BERT, PRE_NORM: ROBERTA_PRE_NORM, "gpt2": GPT2}
 PAIR_HEADS = ("heads.nsp.", "heads.sop.")
-PREFIXES = {"bert": "bert.", "gpt2": "transformer."}
+PREFIXES = {"bert": "bert.", PRE_NORM: "roberta_prelayernorm.", "gpt2": "transformer."}
+# Names that differ in the bare encoder of a class, whose pooler computes what its classifier begins with.
+BARE = {PRE_NORM: {"classifier.dense.{p}": "pooler.dense.{p}"}}
 
 # Theirs that may stand in a file as a second name of another tensor.
 TIED = {
     "bert": (
         ("cls.predictions.decoder.weight", "~embeddings.word_embeddings.weight"),
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ),
+    PRE_NORM: (
+        ("lm_head.decoder.weight", "~embeddings.word_embeddings.weight"),
+        ("lm_head.decoder.bias", "lm_head.bias"),
     ),
     "gpt2": (("lm_head.weight", "~wte.weight"),),
 }
@@ -114,10 +145,11 @@ def to_huggingface(
         raise ValueError(f"weights lack {len(missing)} tensors of {name}: {first_of(missing)}")
     if not heads:
         rules += [rule for rule in build_rules(arch, "") if ".pooler." in rule.ours and rule.ours in weights]
+    unused = unused_positions(model_type, special_ids.get("pad"))
     tensors: dict[str, Tensor] = {}
     for rule in rules:
         ours = weights[rule.ours].detach().to("cpu", torch.float32)
-        tensors.update(zip(rule.theirs, split_to_theirs(ours, rule.change, arch), strict=True))
+        tensors.update(zip(rule.theirs, split_to_theirs(ours, rule.change, arch, unused), strict=True))
     config = config_to_huggingface(arch, heads, special_ids, class_labels(tensors, labels))
     return config, tensors
 
@@ -160,8 +192,10 @@ def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig) -> dict[st
 
 def build_rules(arch: ArchConfig, prefix: str) -> list[Rule]:
     """Write the table of an architecture out: one rule for each layer and each of weight and bias."""
-    rules = []
-    for ours, theirs, change in TABLES[huggingface_class(arch)]:
+    rules, model_type = [], huggingface_class(arch)
+    bare = {} if prefix else BARE.get(model_type, {})
+    for ours, theirs, change in TABLES[model_type]:
+        theirs = bare.get(theirs, theirs)
         for i in range(arch.num_layers) if "{i}" in ours else (0,):
             for p in ("weight", "bias") if "{p}" in ours else ("",):
                 parts = ("query", "key", "value") if change == STACKED else ("",)
@@ -170,8 +204,17 @@ def build_rules(arch: ArchConfig, prefix: str) -> list[Rule]:
     return rules
 
 
-def split_to_theirs(ours: Tensor, change: str, arch: ArchConfig) -> list[Tensor]:
-    """Make their tensors of one of ours; they may share its memory, but no two overlap."""
+def split_to_theirs(ours: Tensor, change: str, arch: ArchConfig, unused: int = 0) -> list[Tensor]:
+    """Make their tensors of one of ours; they may share its memory, but no two overlap.
+
+    Args:
+        ours: one tensor.
+        change: what differs.
+        arch: the architecture.
+        unused: rows of zeros before the first position.
+    """
+    if change == LATER:
+        return [torch.cat([ours.new_zeros(unused, *ours.shape[1:]), ours])]
     if change == ROWS:
         return [ours[: arch.vocab_size]]
     if change == STACKED:
@@ -193,6 +236,8 @@ def join_to_ours(theirs: Sequence[Tensor], change: str, arch: ArchConfig) -> Ten
         return torch.cat([tensor, tensor.new_zeros(padding, *tensor.shape[1:])])
     if change == TRANSPOSED and tensor.dim() == 2:
         return tensor.T.contiguous()
+    if change == LATER:
+        return tensor[max(0, tensor.shape[0] - arch.max_positions) :]
     return tensor
 
 
@@ -231,7 +276,7 @@ def check_tied(tensors: Mapping[str, Tensor], tied: Sequence[tuple[str, str]], p
 
 def class_labels(tensors: Mapping[str, Tensor], labels: Sequence[str] | None) -> Sequence[str] | None:
     """Name the rows of the classifier, None where there is none; refuse names that are not as many."""
-    for name in ("classifier.weight", "score.weight"):
+    for name in ("classifier.weight", "classifier.out_proj.weight", "score.weight"):
         if name in tensors:
             num_labels = tensors[name].shape[0]
             if labels is not None and len(labels) != num_labels:

@@ -62,12 +62,16 @@ class SentencePairHead(nn.Module):
 
 
 class SequenceClassificationHead(nn.Module):
-    """A class for each sequence: from its first token by a pooler (BERT), from its last where causal (GPT-2)."""
+    """A class for each sequence: from its first token by a pooler (BERT), from its last where causal (GPT-2).
+
+    The pooler of a pre-norm encoder has dropout before it too, as transformers' RobertaPreLayerNorm.
+    """
 
     def __init__(self, arch: ArchConfig, num_labels: int) -> None:
         super().__init__()
         self.causal = arch.causal
         self.dropout = arch.hidden_dropout
+        self.first_dropout = arch.hidden_dropout if arch.norm_position == "pre" else 0.0
         if arch.causal:
             self.score = Linear(arch.hidden_size, num_labels, bias=False)
         else:
@@ -79,7 +83,7 @@ class SequenceClassificationHead(nn.Module):
         if self.causal:
             return self.score(hidden[layout.cu_seqlens[1:] - 1])
         first = layout.cu_seqlens[:-1].clamp(max=hidden.shape[0] - 1)  # an empty sequence at the end begins at N
-        pooled = torch.tanh(self.pooler(hidden[first]))  # [S, D]
+        pooled = torch.tanh(self.pooler(dropout(hidden[first], self.first_dropout, self.training)))  # [S, D]
         return self.classifier(dropout(pooled, self.dropout, self.training))
 
 

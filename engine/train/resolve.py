@@ -10,7 +10,7 @@ from engine.config.cli import UsageError, collect, nearest
 from engine.config.deepspeed_json import DeepSpeedSettings, complete_deepspeed_config
 from engine.config.presets import resolve_arch
 from engine.config.pretrain import OBJECTIVE_NAMES, PretrainConfig
-from engine.convert.configs import model_folder
+from engine.convert.configs import config_to_huggingface, model_folder
 from engine.convert.huggingface import huggingface_class
 from engine.data.shard_sources import ShardSource, open_shards, sources_digest
 from engine.models.model import parameter_names
@@ -41,7 +41,7 @@ def resolve(config: PretrainConfig) -> Resolved:
     problems = config.problems()
     config = config.completed()
     stages = config.all_stages()
-    tree, shape, device = check_settings(config.ds_config, stages, problems)
+    tree, shape, device = check_settings(config.ds_config, stages, problems, config.backend, config.dry_run)
     shards = collect(problems, lambda: open_shards(config.data.shards))
     found = collect(problems, lambda: resolve_arch(config.model))
     objective_name = config.objective or (found[1] if found else OBJECTIVE_NAMES[0])
@@ -61,6 +61,7 @@ def resolve(config: PretrainConfig) -> Resolved:
         objective = collect(problems, lambda: build_objective(objective_name, config, ready, vocabulary))
     if arch and objective and not arch.problems():
         problems += pattern_problems(config.train.optimizer, parameter_names(arch, objective.make_heads))
+        collect(problems, lambda: config_to_huggingface(ready, objective_name.split(","), vocabulary.special_ids))
     if problems or not (tree is not None and shards and arch and objective):
         raise UsageError("\n".join(dict.fromkeys(problems)))
     settings = complete_deepspeed_config(tree, shape, device)
@@ -105,5 +106,5 @@ def resolved_tree(resolved: Resolved) -> dict[str, Any]:
             {"rows_in_10000": source.share, "manifest_digest": source.manifest.digest} for source in resolved.sources
         ]
     tree["data"]["tokenizer_digest"] = resolved.tokenizer.digest
-    tree.pop("model")  # the architecture says it
+    del tree["model"], tree["dry_run"]  # the architecture says the one, and the other is no setting of a run
     return {**tree, **run_record(resolved.settings)}

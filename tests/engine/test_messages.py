@@ -138,7 +138,9 @@ def test_architecture_that_does_not_fit(run, shards):
     text = fails(*base, "--data.seq_length", "1024")
     assert "data.seq_length (1024) is above arch.max_positions (512)" in text
     assert "objective lm needs a causal model" in fails(*base, "--objective", "lm")
-    assert "no transformers class" in fails(*base, "--arch.norm_position", "pre")
+    assert "arch.embedding_norm is False, bert has True" in fails(*base, "--arch.embedding_norm", "false")
+    pairs = fails(*base, "--arch.norm_position", "pre", "--objective", "mlm,nsp")
+    assert "no transformers class: a roberta-prelayernorm with the head mlm + nsp" in pairs
 
 
 def test_vocabulary_without_the_special_tokens_of_the_objective(run, corpus, tokenizer, tmp_path):

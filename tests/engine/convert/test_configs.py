@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.config.arch import ArchConfig
-from engine.convert.configs import arch_from_huggingface, config_to_huggingface
+from engine.convert.configs import PRE_NORM, arch_from_huggingface, config_to_huggingface
 
 BERT_BASE = ArchConfig(vocab_size=30522, attention_dropout=0.1)
 
@@ -24,7 +24,7 @@ def test_left_out_keys_have_their_defaults() -> None:
 
 def test_defaults_are_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
-    for config in (transformers.BertConfig(), transformers.GPT2Config()):
+    for config in (transformers.BertConfig(), transformers.GPT2Config(), transformers.RobertaPreLayerNormConfig()):
         expected = arch_from_huggingface(config.to_dict())
         assert arch_from_huggingface({"model_type": config.model_type}) == expected
 
@@ -38,8 +38,8 @@ def test_missing_special_tokens_are_null() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "config.json: model_type is None: it must be one of bert, gpt2"),
-        ({"model_type": "t5"}, "config.json: model_type is 't5': it must be one of bert, gpt2"),
+        ({}, "config.json: model_type is None: it must be one of bert, gpt2, roberta-prelayernorm"),
+        ({"model_type": "t5"}, "config.json: model_type is 't5': it must be one of bert, gpt2, roberta-prelayernorm"),
         (
             {"model_type": "bert", "position_embedding_type": "relative_key"},
             "position_embedding_type is 'relative_key': only 'absolute' is supported",
@@ -48,6 +48,11 @@ def test_missing_special_tokens_are_null() -> None:
         ({"model_type": "gpt2", "tie_word_embeddings": False}, "tie_word_embeddings is False: only True is supported"),
         ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights is False: only True is supported"),
         ({"model_type": "bert", "hidden_act": "relu"}, "the activation is 'relu': it must be one of gelu, gelu_python"),
+        (
+            {"model_type": PRE_NORM, "hidden_act": "gelu_new"},
+            "hidden_act is 'gelu_new': a roberta-prelayernorm must have",
+        ),
+        ({"model_type": PRE_NORM, "pad_token_id": None}, "counts positions from the id of the padding token"),
         ({"model_type": "bert", "hidden_size": "768"}, r"hidden_size is '768' \(str\): it must be of type int"),
         (
             {"model_type": "bert", "hidden_size": 769},

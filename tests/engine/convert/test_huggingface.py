@@ -38,6 +38,7 @@ GPT2 = dataclasses.replace(
     embedding_norm=False,
     activation="gelu_tanh",
 )
+PRE_NORM = dataclasses.replace(BERT, norm_position="pre")
 LENGTHS = (5, 5, 1, 13, 2)
 PAD = 0
 LABELS = ("负面", "neutral", "positive")
@@ -52,6 +53,8 @@ CASES = [
     pytest.param(BERT, "mlm", id="bert-mlm"),
     pytest.param(BERT, "classification", id="bert-classification"),
     pytest.param(dataclasses.replace(BERT, activation="gelu_tanh", num_segments=1), "mlm", id="bert-tanh-one-segment"),
+    pytest.param(PRE_NORM, "mlm", id="pre-norm-mlm"),
+    pytest.param(PRE_NORM, "classification", id="pre-norm-classification"),
     pytest.param(GPT2, "lm", id="gpt2-lm"),
     pytest.param(GPT2, "classification", id="gpt2-classification"),
     pytest.param(dataclasses.replace(GPT2, activation="gelu", intermediate_size=144), "lm", id="gpt2-erf"),
@@ -103,13 +106,14 @@ def build_theirs(arch: ArchConfig, head: str | None) -> Any:
             eos_token_id=3,
         )
     else:
-        config = transformers.BertConfig(
+        pre_norm = arch.norm_position == "pre"
+        config = (transformers.RobertaPreLayerNormConfig if pre_norm else transformers.BertConfig)(
             **common,
             hidden_size=arch.hidden_size,
             num_hidden_layers=arch.num_layers,
             num_attention_heads=arch.num_heads,
             intermediate_size=arch.intermediate_size,
-            max_position_embeddings=arch.max_positions,
+            max_position_embeddings=arch.max_positions + (PAD + 1 if pre_norm else 0),
             type_vocab_size=arch.num_segments,
             hidden_act=activation,
             layer_norm_eps=arch.norm_eps,
@@ -249,13 +253,14 @@ def test_training_drops_where_theirs_does(arch: ArchConfig, head: str, monkeypat
     assert not torch.allclose(our_outputs(ours, head, batch)[0], hidden, atol=1e-2)
 
 
-@pytest.mark.parametrize("arch", [BERT, GPT2], ids=["bert", "gpt2"])
+@pytest.mark.parametrize("arch", [BERT, PRE_NORM, GPT2], ids=["bert", "pre-norm", "gpt2"])
 def test_bare_encoder_of_theirs_has_no_prefix(arch: ArchConfig, tmp_path: Path) -> None:
     theirs = build_theirs(arch, None)
     theirs.save_pretrained(tmp_path)
     config, tensors = read_model_folder(tmp_path)
-    assert config["architectures"] == ["GPT2Model" if arch.causal else "BertModel"]
-    assert not any(name.startswith(("bert.", "transformer.")) for name in tensors)
+    pre_norm = "RobertaPreLayerNormModel" if arch.norm_position == "pre" else "BertModel"
+    assert config["architectures"] == ["GPT2Model" if arch.causal else pre_norm]
+    assert not any(name.startswith(("bert.", "roberta", "transformer.")) for name in tensors)
     weights = from_huggingface(tensors, arch)
     pooler = {name for name in weights if name.startswith("heads.")}
     assert pooler == (set() if arch.causal else {f"heads.classification.pooler.{p}" for p in ("weight", "bias")})
@@ -266,7 +271,7 @@ def test_bare_encoder_of_theirs_has_no_prefix(arch: ArchConfig, tmp_path: Path) 
     torch.testing.assert_close(ours(*batch), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("arch", [BERT, GPT2], ids=["bert", "gpt2"])
+@pytest.mark.parametrize("arch", [BERT, PRE_NORM, GPT2], ids=["bert", "pre-norm", "gpt2"])
 def test_bare_encoder_of_ours_loads_in_auto_model(arch: ArchConfig, tmp_path: Path) -> None:
     ours = build_ours(arch, "classification")
     write_model_folder(tmp_path, *to_huggingface(ours.state_dict(), arch, [], SPECIAL_IDS))
@@ -277,17 +282,48 @@ def test_bare_encoder_of_ours_loads_in_auto_model(arch: ArchConfig, tmp_path: Pa
     torch.testing.assert_close(ours(*batch), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("arch", "head"), [(BERT, "mlm"), (GPT2, "lm")], ids=["bert", "gpt2"])
+@pytest.mark.parametrize(
+    ("arch", "head"), [(BERT, "mlm"), (PRE_NORM, "mlm"), (GPT2, "lm")], ids=["bert", "pre", "gpt2"]
+)
 def test_language_model_of_ours_loads_in_auto_model(arch: ArchConfig, head: str, tmp_path: Path) -> None:
     ours = build_ours(arch, head)
     write_model_folder(tmp_path, *to_huggingface(ours.state_dict(), arch, [head], SPECIAL_IDS))
     theirs, report = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     # BertForMaskedLM has no pooler, so BertModel makes a new one, as from any folder of that class.
     assert set(report["missing_keys"]) == (set() if arch.causal else {"pooler.dense.weight", "pooler.dense.bias"})
-    assert all(name.startswith("cls.") for name in report["unexpected_keys"])
+    assert all(name.startswith(("cls.", "lm_head.")) for name in report["unexpected_keys"])
     batch = packed_batch(arch)
     expected, _ = their_outputs(theirs.eval(), None, padded_batch(batch[0], batch[2], batch[3]))
     torch.testing.assert_close(ours(*batch), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [0, 1, 6])
+def test_positions_of_a_pre_norm_bert_begin_behind_the_padding_token(pad: int, tmp_path: Path) -> None:
+    ours = build_ours(PRE_NORM, "mlm")
+    config, tensors = to_huggingface(ours.state_dict(), PRE_NORM, ["mlm"], SPECIAL_IDS | {"pad": pad})
+    assert config["max_position_embeddings"] == 31 + pad + 1
+    assert not tensors["roberta_prelayernorm.embeddings.position_embeddings.weight"][: pad + 1].any()
+    assert arch_from_huggingface(config) == PRE_NORM
+    assert torch.equal(
+        from_huggingface(tensors, PRE_NORM)["encoder.embeddings.position.weight"],
+        ours.encoder.embeddings.position.weight,
+    )
+    write_model_folder(tmp_path, config, tensors)
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    tokens = torch.arange(100, 100 + PRE_NORM.max_positions)  # the longest sequence: the last row of the table is used
+    batch = (tokens, torch.arange(len(tokens)), None, PackedLayout.from_lengths((len(tokens),)))
+    expected = theirs(input_ids=tokens[None]).logits[0]
+    torch.testing.assert_close(our_outputs(ours, "mlm", batch)[1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pre_norm_bert_without_a_padding_token_or_with_pairs_is_refused() -> None:
+    weights = build_ours(PRE_NORM, "mlm").state_dict()
+    with pytest.raises(ValueError, match="counts positions from the id of the padding token, and there is none"):
+        to_huggingface(weights, PRE_NORM, ["mlm"], {"cls": 2})
+    with pytest.raises(
+        ValueError, match=r"no transformers class: a roberta-prelayernorm with the head mlm \+ nsp; it may have none or"
+    ):
+        to_huggingface(weights, PRE_NORM, ["mlm", "nsp"], SPECIAL_IDS)
 
 
 def test_old_files_are_read() -> None:
@@ -360,11 +396,23 @@ def test_export_errors() -> None:
 def test_architectures_without_a_class_are_refused() -> None:
     assert huggingface_class(BERT) == "bert"
     assert huggingface_class(GPT2) == "gpt2"
+    assert huggingface_class(PRE_NORM) == "roberta-prelayernorm"
     for change, message in [
         ({"causal": True}, "no transformers class: arch.norm_position is 'post', gpt2 has 'pre'"),
         ({"embedding_norm": False}, "no transformers class: arch.embedding_norm is False, bert has True"),
         ({"num_segments": 0}, "no transformers class: arch.num_segments is 0, bert has at least 1"),
-        ({"norm_position": "pre"}, "no transformers class: arch.norm_position is 'pre', bert has 'post'"),
+        (
+            {"norm_position": "pre", "embedding_norm": False},
+            "no transformers class: arch.embedding_norm is False, roberta-prelayernorm has True",
+        ),
+        (
+            {"norm_position": "pre", "activation": "gelu_tanh"},
+            "no transformers class: arch.activation is 'gelu_tanh', roberta-prelayernorm has 'gelu'",
+        ),
+        (
+            {"norm_position": "pre", "num_segments": 0},
+            "no transformers class: arch.num_segments is 0, roberta-prelayernorm has at least 1",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             huggingface_class(dataclasses.replace(BERT, **change))
