@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from preprocess.drawing import ACCENT, draw_svg
 from preprocess.inspecting.samples import printable
 from preprocess.inspecting.shard_statistics import Statistics
 from preprocess.manifest import Manifest
 
-# Colours that stand for those of the page: matplotlib wants numbers, the page wants names.
-COLOURS = {"#010203": "currentColor", "#040506": "var(--accent)", "#070809": "var(--line)"}
-TEXT, ACCENT, LINE = COLOURS
-SETTINGS = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "text.color": TEXT,
-    "text.parse_math": False,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-}
 LABELS = {
     "document_tokens": "histogram of tokens per document",
     "sentence_tokens": "histogram of tokens per sentence",
     "ranks": "how often the most frequent tokens occur, by rank",
     "sources": "tokens of each source",
 }
-SIZE = (7.4, 2.9)  # inches
 BINS_PER_OCTAVE = 4
 MAX_RANK_POINTS = 400
 MAX_SOURCES = 20
@@ -57,38 +33,11 @@ def draw_plots(manifest: Manifest, statistics: Statistics) -> dict[str, str]:
         drawings["ranks"] = lambda axes: _ranks(axes, statistics)
     if len(manifest.sources) > 1:
         drawings["sources"] = lambda axes: _sources(axes, manifest)
-    return {name: _draw(name, draw) for name, draw in drawings.items()}
 
+    def drawing(name: str) -> Callable[[Any], None]:
+        return lambda figure: drawings[name](figure.add_subplot())
 
-def _draw(name: str, draw: Callable[[Any], None]) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {
-        **SETTINGS,
-        "svg.hashsalt": name,
-    }  # ids differ between the plots of a page, and not between runs
-    stream = io.StringIO()
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the page's fonts have the characters that matplotlib's lack
-        figure = Figure(figsize=SIZE, layout="tight")
-        draw(figure.add_subplot())
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
-    return _for_page(stream.getvalue(), name)
-
-
-def _for_page(svg: str, name: str) -> str:
-    """Take an SVG file apart for use within a page: no prolog or metadata, ids of its own, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    tag = rf'<svg role="img" aria-label="{LABELS[name]}" \1 xmlns:xlink="http://www.w3.org/1999/xlink">'
-    svg = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', tag, svg)
-    svg = svg.replace("'DejaVu Sans'", "system-ui")
-    for stand_in, colour in COLOURS.items():
-        svg = svg.replace(stand_in, colour)
-    return svg.strip()
+    return {name: draw_svg(name, LABELS[name], drawing(name)) for name in drawings}
 
 
 def _lengths(axes: Any, lengths: Mapping[int, int], what: str) -> None:
