@@ -79,6 +79,8 @@ class FinetuneConfig:
         output: run folder, the same as --train.output.
         train: the training loop.
         profile: write a trace of a few steps of this start into the run folder, for ui.perfetto.dev.
+        backend: what moves tensors between ranks: nccl or gloo; nccl on GPUs and gloo on CPUs where not given.
+        dry_run: check everything, print what would run and where, and end; no file is written.
         seed: seed of new weights, data order and dropout.
         local_rank: set by the deepspeed launcher; ignored, the environment decides.
     """
@@ -96,6 +98,8 @@ class FinetuneConfig:
     output: str | None = None
     train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
     profile: bool = False
+    backend: str | None = None
+    dry_run: bool = False
     seed: int = 1
     local_rank: int = -1
 

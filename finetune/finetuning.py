@@ -67,7 +67,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
     """
     begun = time.perf_counter()
     resolved = resolve(config)
-    device = init_distributed()
+    device = init_distributed(config.backend)
     for note in resolved.notes:
         say(f"note: {note}")
     train, task, builder = resolved.config.train, resolved.task, resolved.builder
@@ -113,7 +113,8 @@ def resolve(config: FinetuneConfig) -> Resolved:
     """Find and check everything that the settings name; UsageError lists all that is wrong."""
     problems = config.problems()
     train = replace(config.train, steps=config.train.steps or 1)  # those of the epochs are not known yet
-    tree, shape, device = check_settings(config.ds_config, [train.stage(config.max_length, {})], problems)
+    stages = [train.stage(config.max_length, {})]
+    tree, shape, device = check_settings(config.ds_config, stages, problems, config.backend, config.dry_run)
     model = collect(problems, lambda: open_model(config))
     task, files = read_labelled_files(config, problems)
     if model and task:
@@ -159,7 +160,7 @@ def initial_model(resolved: Resolved, fresh: bool) -> Model:
 def resolved_tree(resolved: Resolved) -> dict[str, Any]:
     """All settings of a run as a JSON tree; what identifies data and tokenizer is in it by digest."""
     tree = asdict(resolved.config)
-    del tree["output"], tree["epochs"]  # train.output and train.steps say it
+    del tree["output"], tree["epochs"], tree["dry_run"]  # train.output and train.steps say the first two
     tree["arch"] = asdict(resolved.arch)
     tree["labels"] = list(resolved.task.labels)
     tree["data"] = {

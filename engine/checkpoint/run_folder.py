@@ -27,6 +27,7 @@ _STAGE_STEPS = re.compile(r"stages\.(\d+)\.steps")
 MAY_CHANGE = (
     "deepspeed",
     "ds_config",
+    "backend",
     "local_rank",
     "profile",
     "world_size",

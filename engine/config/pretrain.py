@@ -61,6 +61,8 @@ class PretrainConfig:
         train: the training loop.
         stages: where given, the run's stages one after another; what a stage does not give is the run's own setting.
         profile: write a trace of a few steps of this start into the run folder, for ui.perfetto.dev.
+        backend: what moves tensors between ranks: nccl or gloo; nccl on GPUs and gloo on CPUs where not given.
+        dry_run: check everything, print what would run and where, and end; no file is written.
         seed: seed of initial weights, data order, masking and dropout.
         local_rank: set by the deepspeed launcher; ignored, the environment decides.
     """
@@ -77,6 +79,8 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     stages: list[StageConfig] = field(default_factory=list)
     profile: bool = False
+    backend: str | None = None
+    dry_run: bool = False
     seed: int = 1
     local_rank: int = -1
 

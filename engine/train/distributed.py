@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import logging
 import os
+import platform
 import resource
 import socket
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 
+from engine.config.backend import backend_on
 from engine.config.cli import RankLostError, SharedError
 from engine.config.deepspeed_json import Device
+from engine.launch.network import choose_interface
 
 T = TypeVar("T")
 
@@ -43,22 +47,51 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def device_index() -> int:
+    """Number of this rank's GPU among those it sees: its rank on the node, or 0 where its launcher shows it one alone.
+
+    Raises:
+        ValueError: if the ranks of this node are more than its GPUs.
+    """
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank() >= count:
+        raise ValueError(
+            f"LOCAL_RANK is {local_rank()}, but {platform.node()} has {count} GPUs for this process: start at most "
+            f"{count} ranks there, or show each rank one GPU alone (srun --gpus-per-task 1)"
+        )
+    return local_rank() if count > 1 else 0
+
+
+@contextlib.contextmanager
+def local_rank_for_deepspeed() -> Iterator[None]:
+    """DeepSpeed takes LOCAL_RANK for the number of the GPU; where each rank sees one GPU alone that is 0."""
+    names = [name for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK") if name in os.environ]
+    before = {name: os.environ[name] for name in names}
+    if torch.cuda.is_available():
+        os.environ.update(dict.fromkeys(names, str(device_index())))
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
 def describe_device() -> Device:
     """What this process computes on."""
     if torch.cuda.is_available():
-        return Device("cuda", has_bf16=torch.cuda.get_device_capability(local_rank()) >= (8, 0))
+        return Device("cuda", has_bf16=torch.cuda.get_device_capability(device_index()) >= (8, 0))
     capabilities = torch.cpu.get_capabilities()
     has_bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
     return Device("cpu", has_bf16=has_bf16, has_fp16=False)
 
 
-def init_distributed(join_seconds: float = JOIN_SECONDS) -> torch.device:
+def init_distributed(backend: str | None = None, join_seconds: float = JOIN_SECONDS) -> torch.device:
     """Join the process group, once; returns the device of this rank.
 
     On a CPU, DeepSpeed's shared-memory all-reduce is left out: each rank of each run would leave 66 MB in /dev/shm for
     good, and its first start compiles for most of a minute. gloo does all the communication.
 
     Args:
+        backend: what moves the tensors: nccl or gloo; None: nccl on GPUs, else gloo.
         join_seconds: how long to wait for ranks that start later.
 
     Raises:
@@ -75,11 +108,14 @@ def init_distributed(join_seconds: float = JOIN_SECONDS) -> torch.device:
     _quieten()
     import deepspeed
 
+    device = torch.device("cuda", device_index()) if on_gpu else torch.device("cpu")
     if on_gpu:
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(device)
     else:  # deepspeed.comm.torch as an attribute is torch itself
         importlib.import_module("deepspeed.comm.torch").__dict__["build_shm_op"] = lambda: None
-    backend, device = ("nccl", torch.device("cuda", local_rank())) if on_gpu else ("gloo", torch.device("cpu"))
+    backend = backend_on(device.type, backend)
+    if backend == "gloo" and local_size < world_size():
+        choose_interface(os.environ["MASTER_ADDR"])
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(
             backend,
@@ -87,7 +123,7 @@ def init_distributed(join_seconds: float = JOIN_SECONDS) -> torch.device:
             rank=global_rank(),
             world_size=world_size(),
             timeout=COLLECTIVE_TIMEOUT,
-            device_id=device if on_gpu and world_size() > 1 else None,
+            device_id=device if backend == "nccl" and world_size() > 1 else None,
         )
     deepspeed.init_distributed(
         dist_backend=backend, verbose=False, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT

@@ -36,7 +36,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
         ValueError: all problems of the configuration at once, before any work.
     """
     resolved = resolve(config)
-    device = init_distributed()
+    device = init_distributed(config.backend)
     with Watchdog(config.train.rank_timeout):
         rows = open_rows(resolved)
     for note in rows.notes(resolved):

@@ -16,6 +16,7 @@ from engine.checkpoint.run_folder import RunFolder
 from engine.checkpoint.save import CheckpointWriter, ModelExporter
 from engine.checkpoint.state import model_shapes, refuse_other_model, restore
 from engine.config.arch import ArchConfig
+from engine.config.backend import backend_problems
 from engine.config.cli import collect
 from engine.config.deepspeed_json import (
     DeepSpeedSettings,
@@ -49,6 +50,8 @@ from engine.train.timeline import StepSettings, Timeline
 from engine.train.trainer import Trainer, TrainerParts, TrainerState
 from engine.train.watchdog import Watchdog
 from engine.train.zero import ZeroEngine
+
+ASSUMED_GPU = Device("cuda", has_bf16=True)  # what a dry run on a host without GPUs takes those of the others for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,20 +244,25 @@ def _announce(run: RunFolder, parts: RunParts) -> None:
 
 
 def check_settings(
-    ds_config: str, stages: Sequence[Stage], problems: list[str]
+    ds_config: str, stages: Sequence[Stage], problems: list[str], backend: str | None = None, dry_run: bool = False
 ) -> tuple[dict[str, Any] | None, BatchShape, Device]:
     """Read the DeepSpeed file and check it against the batches and this machine; what is wrong goes to ``problems``.
 
     Returns:
-        The file's content where it could be read, the batch of the last step, and what this process computes on.
+        The file's content where it could be read, the batch of the last step, and what this process computes on; in a
+        dry run for nccl that is a GPU, also where none is here.
     """
     device, last = describe_device(), stages[-1]
+    if dry_run and backend == "nccl" and device.type == "cpu":
+        device = ASSUMED_GPU
     shape = BatchShape(last.batch_size, last.micro_batch_size, world_size())
     if all(stage.steps >= 1 for stage in stages):
         problems += [text for shape in Timeline(stages).shapes(world_size()) for text in shape.problems()]
     tree: dict[str, Any] | None = collect(problems, lambda: read_deepspeed_json(ds_config))
     if tree is not None:
         problems += deepspeed_problems(tree, ds_config, shape, device)
+    zero = (tree or {}).get("zero_optimization")
+    problems += backend_problems(backend, device, zero.get("stage", 0) if isinstance(zero, dict) else 0)
     if tree is not None and not problems:
         settings = complete_deepspeed_config(tree, shape, device)
         problems += optimizer_problems(last.optimizer, settings, device.type)

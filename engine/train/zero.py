@@ -19,6 +19,7 @@ from engine.config.optimizer import OptimizerConfig
 from engine.data.batch import PackedBatch
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
+from engine.train.distributed import local_rank_for_deepspeed
 from engine.train.loss_scale import AT_MINIMUM, LossScaling, minimum_message
 from engine.train.profiling import part
 
@@ -63,7 +64,10 @@ class ZeroEngine:
 
         keep_frozen_weights(model)
         step = TrainingStep(model, objective)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures whatever the log level
+        with (
+            local_rank_for_deepspeed(),
+            contextlib.redirect_stdout(io.StringIO()),  # it prints memory figures whatever the log level
+        ):
             if settings.stage == 3:
                 _divide_weights(step, settings)
             self.deepspeed, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=settings.config)
