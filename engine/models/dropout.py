@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 LEVELS = 1 << 16
@@ -24,7 +23,7 @@ def dropout(hidden: Tensor, probability: float, training: bool) -> Tensor:
     if not training or probability == 0.0:
         return hidden
     if hidden.device.type != "cpu":
-        return F.dropout(hidden, probability)
+        return torch.native_dropout(hidden, probability, True)[0]  # what F.dropout calls on a GPU
     dropped = min(round(probability * LEVELS), LEVELS - 1)
     size = hidden.numel()
     draws = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
