@@ -71,7 +71,11 @@ class TwoNodes:
         """Return the command that runs `deepspeed --hostfile ... ARGUMENTS` on the first host."""
         deepspeed = Path(sys.executable).with_name("deepspeed")
         launch = [str(deepspeed), "--hostfile", str(self.hostfile), "--master_addr", ADDRESSES[0]]
-        return _on_host(self.namespaces, 0, [*launch, *map(str, arguments)])
+        return self.on_host(0, [*launch, *map(str, arguments)])
+
+    def on_host(self, number: int, command: Sequence[str]) -> list[str]:
+        """Return the command that runs another one on a host."""
+        return _on_host(self.namespaces, number, command)
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the launcher's environment; `more` reaches the ranks too, by the environment file.
@@ -105,10 +109,15 @@ class TwoNodes:
         Raises:
             subprocess.TimeoutExpired: with what was printed until then.
         """
-        command = self.command(arguments)
+        return self.run_here(self.command(arguments), cwd, self.environment(env), timeout)
+
+    def run_here(
+        self, command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command made by `command` or `on_host` in an environment, as `run` does."""
         with (self.folder / "launch.log").open("w+") as log:
             process = subprocess.Popen(
-                command, cwd=cwd, env=self.environment(env), stdout=log, stderr=log, text=True, start_new_session=True
+                command, cwd=cwd, env=env, stdout=log, stderr=log, text=True, start_new_session=True
             )
             try:
                 process.wait(timeout)
