@@ -242,8 +242,8 @@ def settings_difference(
     Returns:
         Dotted name, value of the earlier run, value now; an item of a list of settings has its number as a name.
     """
-    before, after = dict(_flatten(earlier)), dict(_flatten(now))
-    before = {**{key: value for key, value in _flatten(defaults or {}) if key in after}, **before}
+    before, after = dict(flatten(earlier)), dict(flatten(now))
+    before = {**{key: value for key, value in flatten(defaults or {}) if key in after}, **before}
     last_steps = {_last_stage_steps(before), _last_stage_steps(after)}
     free = last_steps if len(last_steps) == 1 else set()
     return [
@@ -263,11 +263,12 @@ def _may_change(key: str) -> bool:
     return any(key == name or key.startswith(name + ".") for name in MAY_CHANGE)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted names; an item of a list of settings has its number as a name."""
     for key, value in tree.items():
         if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
             value = dict(enumerate(value))
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", json.loads(json.dumps(value))

@@ -206,10 +206,12 @@ def _enter(run: RunFolder, parts: RunParts) -> bool | None:
     A start that is refused leaves the folder as it was.
     """
     require_login(parts.train.wandb)
-    resuming = _look(run, parts)
+    steps = parts.timeline.steps
+    resuming = look_into(run, parts.resolved, parts.defaults, steps)
     if resuming is not None:
         run.claim()
-        resuming = _look(run, parts)  # until now another run may have been at work there
+        # until now another run may have been at work there
+        resuming = look_into(run, parts.resolved, parts.defaults, steps)
     if resuming is None:
         say(f"{run.path} is finished at step {run.steps()[-1]}; a larger --train.steps goes on from there")
         return None
@@ -219,9 +221,13 @@ def _enter(run: RunFolder, parts: RunParts) -> bool | None:
     return resuming
 
 
-def _look(run: RunFolder, parts: RunParts) -> bool | None:
-    """Whether the folder holds this run, or None where the run in it is finished; changes nothing."""
-    resuming, steps = run.open(parts.resolved, parts.defaults), parts.timeline.steps
+def look_into(run: RunFolder, resolved: dict[str, Any], defaults: dict[str, Any], steps: int) -> bool | None:
+    """Whether the folder holds this run, or None where the run in it is finished; changes nothing.
+
+    Raises:
+        ValueError: if it holds another run, or this one beyond ``steps``.
+    """
+    resuming = run.open(resolved, defaults)
     if resuming and (newest := run.steps()[-1]) >= steps:
         if newest > steps:
             raise ValueError(f"{run.path} is at step {newest} already, beyond train.steps ({steps})")
@@ -252,9 +258,7 @@ def check_settings(
         The file's content where it could be read, the batch of the last step, and what this process computes on; in a
         dry run for nccl that is a GPU, also where none is here.
     """
-    device, last = describe_device(), stages[-1]
-    if dry_run and backend == "nccl" and device.type == "cpu":
-        device = ASSUMED_GPU
+    device, last = device_to_check(backend, dry_run), stages[-1]
     shape = BatchShape(last.batch_size, last.micro_batch_size, world_size())
     if all(stage.steps >= 1 for stage in stages):
         problems += [text for shape in Timeline(stages).shapes(world_size()) for text in shape.problems()]
@@ -267,6 +271,12 @@ def check_settings(
         settings = complete_deepspeed_config(tree, shape, device)
         problems += optimizer_problems(last.optimizer, settings, device.type)
     return tree, shape, device
+
+
+def device_to_check(backend: str | None, dry_run: bool) -> Device:
+    """What this process computes on; a GPU in a dry run for nccl on a host that has none."""
+    device = describe_device()
+    return ASSUMED_GPU if dry_run and backend == "nccl" and device.type == "cpu" else device
 
 
 def run_record(settings: DeepSpeedSettings) -> dict[str, Any]:
@@ -284,5 +294,15 @@ def run_record(settings: DeepSpeedSettings) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of what decides numbers, for the run's record."""
     names = ("torch", "deepspeed", "numpy", "tokenizers", "h5py", "safetensors")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {"python": platform.python_version(), **{name: version(name) for name in names}, "device": device}
+
+
+def _processor() -> str:
+    """The model of the CPU where the system tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, models), "") or platform.processor() or platform.machine()

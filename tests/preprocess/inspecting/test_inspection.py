@@ -7,7 +7,6 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
-from html.parser import HTMLParser
 from itertools import chain
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from preprocess.manifest import read_manifest, write_manifest
 from preprocess.shards import OPTIONAL, write_shard
 from preprocess.tokenizer import Tokenizer, load_tokenizer
 from preprocess.tokenizer.training import TYPES, TrainingSettings, train
+from tests.html_pages import Page
 from tests.preprocess.folders.shard_documents import Doc, make_arrays, random_docs
 
 Make = Callable[..., Path]
@@ -219,41 +219,6 @@ def test_wrong_arguments(make_folder: Make, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match="draws its plots with matplotlib: pip install matplotlib, or leave --html"):
         list(inspect_folder(folder, html=tmp_path / "x.html"))
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: tags that are open, ids, references, text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: Counter[str] = Counter()
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen[tag] += 1
-        if tag != "meta":
-            self.open.append(tag)
-        for name, value in attrs:
-            assert not name.startswith("on")
-            if name == "id":
-                self.ids.append(value or "")
-            if name.endswith(("href", "src")):
-                self.references.append(value or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 def test_the_page(make_folder: Make, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What runs did, as one HTML page: ``python -m engine.report RUN...``."""
