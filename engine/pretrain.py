@@ -22,6 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _pretrain(argv: Sequence[str]) -> None:
     config = parse_config(PretrainConfig, enter(argv), prog="pretrain.py")
+    if config.dry_run:
+        from engine.launch.dry_run import dry_run
+
+        dry_run(config)
+        return
     from engine.train.pretraining import pretrain  # torch takes seconds to import: not before the command line is right
 
     pretrain(config)

@@ -92,11 +92,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             arch=resolved.arch,
             seed=config.seed,
             resolved=resolved_tree(resolved),
-            defaults=asdict(
-                FinetuneConfig(
-                    ds_config="", model="", train_file="", dev_file="", train=FinetuneTrainConfig().completed()
-                )
-            ),
+            defaults=default_tree(),
             objective=task,
             source=sources["train"],
             build=partial(initial_model, resolved),
@@ -155,6 +151,12 @@ def initial_model(resolved: Resolved, fresh: bool) -> Model:
         new = [] if same_labels else [name for name in head if ".pooler." not in name]
         load_initial_weights(model, arch, resolved.folder, without=new)
     return model
+
+
+def default_tree() -> dict[str, Any]:
+    """What each setting is where it is not given, for runs of a version that did not know it."""
+    train = FinetuneTrainConfig().completed()
+    return asdict(FinetuneConfig(ds_config="", model="", train_file="", dev_file="", train=train))
 
 
 def resolved_tree(resolved: Resolved) -> dict[str, Any]:

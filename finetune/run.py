@@ -22,6 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _finetune(argv: Sequence[str]) -> None:
     config = parse_config(FinetuneConfig, enter(argv), prog="run.py")
+    if config.dry_run:
+        from finetune.dry_run import dry_run
+
+        dry_run(config)
+        return
     from finetune.finetuning import finetune  # torch takes seconds to import: not before the command line is right
 
     finetune(config)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Mapping
 
 from engine.launch.arguments import OPTION
+from engine.launch.environment import NAMES
+from engine.launch.forwarded import is_secret
 from engine.launch.hosts import Hosts
 
 TOLD = "ENGINE_LAUNCH_TOLD"  # in a dry run: commands and environment were printed for all hosts already
+
+SHOWN = (
+    "CUDA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "KMP_", "UCX_", "DS_ACCELERATOR", "TORCHELASTIC_",
+)  # fmt: skip  # what a rank shows of its environment beside NAMES
 
 
 def environment_of(options: argparse.Namespace, hosts: Hosts, host: str, local_rank: int) -> dict[str, str]:
@@ -68,3 +75,19 @@ def environment_line(variables: Mapping[str, str]) -> str:
 def spread(noun: str, first: int, last: int) -> str:
     """``rank 3`` or ``ranks 0-7``."""
     return f"{noun} {first}" if first == last else f"{noun}s {first}-{last}"
+
+
+def here_text() -> str:
+    """This rank's host, command line and environment, as its launcher made them."""
+    rank, size, here = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1"), socket.gethostname()
+    names = [
+        name
+        for name in sorted(os.environ)
+        if (name in NAMES or name.startswith(SHOWN)) and not is_secret(name) and name != TOLD
+    ]
+    lines = [
+        f"{here}: rank {rank} of {size}, {os.environ.get('LOCAL_WORLD_SIZE', '1')} rank(s) here, in {os.getcwd()}",
+        f"  command: {shlex.join([sys.executable, *sys.orig_argv[1:]])}",
+        f"  environment: {environment_line({name: os.environ[name] for name in names})}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from engine.train.evaluate import Runner, evaluate
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
 from engine.train.opened_rows import OpenedRows, open_rows
-from engine.train.resolve import Resolved, resolve, resolved_tree
+from engine.train.resolve import Resolved, default_tree, resolve, resolved_tree
 from engine.train.run import RunParts, run_training
 from engine.train.timeline import StepSettings
 from engine.train.watchdog import Watchdog
@@ -50,7 +49,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             arch=resolved.arch,
             seed=config.seed,
             resolved=resolved_tree(resolved),
-            defaults=asdict(PretrainConfig(ds_config="").completed()),
+            defaults=default_tree(),
             objective=resolved.objective,
             source=rows.training,
             build=lambda fresh: initial_model(resolved, fresh),

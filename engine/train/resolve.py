@@ -95,6 +95,11 @@ def _arch_problems(config: PretrainConfig, arch: ArchConfig, tokenizer: Tokenize
     return problems
 
 
+def default_tree() -> dict[str, Any]:
+    """What each setting is where it is not given, for runs of a version that did not know it."""
+    return asdict(PretrainConfig(ds_config="").completed())
+
+
 def resolved_tree(resolved: Resolved) -> dict[str, Any]:
     """All settings of a run as a JSON tree; what identifies data and tokenizer is in it by digest."""
     tree = asdict(resolved.config)
