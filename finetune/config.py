@@ -36,6 +36,9 @@ class FinetuneTrainConfig(TrainConfig):
 
     def problems(self) -> list[str]:
         """Everything wrong with these settings, in the user's words."""
+        if self.evaluate_with is not None:
+            text = "train.evaluate_with is given, and fine-tunes checkpoints of a pretraining; remove it"
+            return [text, *replace(self, evaluate_with=None).problems()]
         if self.steps:
             return super().problems()
         found = replace(self, steps=1, batch_ramp={}).problems()

@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.eval_rows",
+    "train.evaluate_with",
     "train.peak_tflops",
     "train.tensorboard",
     "train.wandb",

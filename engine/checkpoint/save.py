@@ -94,6 +94,7 @@ class CheckpointWriter:
             keep: newest checkpoints to keep, 0 for all.
         """
         self.run, self.export, self.keep = run, export, keep
+        self.published: Callable[[int], None] = lambda step: None  # called in rank 0's thread for each new checkpoint
         self._buffers: dict[str, Tensor] = {}
         self._save: Save | None = None
         self._thread = threading.Thread()
@@ -210,6 +211,7 @@ class CheckpointWriter:
         write_manifest(folder, replace(save.manifest, files=files))
         if not save.cancelled.is_set():
             self.run.publish(folder, save.manifest.step, self.keep)
+            self.published(save.manifest.step)
 
     def _give_up(self, save: Save, error: Exception) -> None:
         """Keep the reason for ``wait``, which takes the folder away when all ranks have ended, and tell rank 0."""

@@ -35,6 +35,8 @@ class TrainConfig:
         eval_every: steps between evaluations on held-out data; 0 evaluates only at the end.
         eval_rows: held-out rows used in an evaluation; 0 uses all.
         peak_tflops: peak of one device for the MFU figure, in TFLOP/s, where its name is not known.
+        evaluate_with: YAML file that says which checkpoints are fine-tuned in the background, and on what
+            (docs/recipes.md).
         tensorboard: write TensorBoard events into the run folder.
         wandb: project on Weights & Biases, as PROJECT or ENTITY/PROJECT, that gets the figures as well.
         optimizer: the optimizer.
@@ -57,6 +59,7 @@ class TrainConfig:
     eval_every: int = 1000
     eval_rows: int = 1024
     peak_tflops: float | None = None
+    evaluate_with: str | None = None
     tensorboard: bool = True
     wandb: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -13,10 +13,9 @@ from engine.config.pretrain import PretrainConfig
 from engine.convert.configs import model_folder
 from engine.convert.huggingface import to_huggingface
 from engine.convert.model_folder import write_model_folder
+from engine.downstream.plan import read_plan
 from engine.models.model import Model, build_model
-from engine.train.distributed import (
-    init_distributed,
-)
+from engine.train.distributed import global_rank, init_distributed
 from engine.train.evaluate import Runner, evaluate
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
@@ -56,6 +55,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             export=lambda folder, weights: export(resolved, folder, weights),
             num_samples=rows.training.num_rows(resolved.timeline.at(0).seq_length),
             profile=config.profile,
+            downstream=read_plan(plan) if (plan := config.train.evaluate_with) and global_rank() == 0 else None,
             evaluator=evaluator,
             progress=partial(rows.progress, resolved.timeline),
         )

@@ -28,6 +28,8 @@ from engine.config.deepspeed_json import (
 from engine.config.stages import Stage
 from engine.config.train import BatchShape, TrainConfig
 from engine.data.source import BatchSource
+from engine.downstream.plan import DownstreamPlan
+from engine.downstream.runs import DownstreamRuns
 from engine.models.compiled import compile_layers
 from engine.models.model import Model
 from engine.objectives.base import Objective
@@ -75,6 +77,7 @@ class RunParts:
         progress: figures of each log line that follow from the number of steps taken.
         conclude: called by all ranks after the last step, before the run counts as finished.
         profile: whether to write a trace of some steps.
+        downstream: which checkpoints are fine-tuned, on what, as rank 0 knows it; None where none are.
     """
 
     train: TrainConfig
@@ -93,6 +96,7 @@ class RunParts:
     progress: Callable[[int], Mapping[str, int]] | None = None
     conclude: Callable[[Runner], None] | None = None
     profile: bool = False
+    downstream: DownstreamPlan | None = None
 
 
 def run_training(parts: RunParts) -> RunFolder:
@@ -169,6 +173,10 @@ def _train(
 ) -> None:
     """Take the steps that are left; a signal ends them after a checkpoint."""
     stop, evaluator = StopRequest(writer.run.path), parts.evaluator
+    downstream = None
+    if parts.downstream is not None:
+        downstream = DownstreamRuns(writer.run, parts.downstream, parts.timeline.steps)
+        writer.published = downstream.checkpoint
     trainer = Trainer(
         TrainerParts(
             config=parts.train,
@@ -183,14 +191,19 @@ def _train(
             progress=parts.progress,
             evaluate=None if evaluator is None else lambda step: evaluator(engine, step),
             profile=parts.profile,
+            downstream=downstream,
         ),
         state,
     )
     stop.install()
     try:
+        if parts.train.evaluate_with is not None:
+            from_rank_zero(lambda: downstream.start(state.step) if downstream else None)
         trainer.train()
     finally:
         stop.restore()
+        if downstream is not None:
+            downstream.close()
 
 
 def _find_checkpoint(run: RunFolder, model: Model) -> tuple[Path, CheckpointManifest, list[str]]:

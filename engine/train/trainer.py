@@ -18,7 +18,15 @@ from engine.config.cli import RunStopped, SharedError
 from engine.config.train import TrainConfig
 from engine.data.draws import Draw, stable_seed
 from engine.data.source import BatchSource, Prefetcher, StepBatches, positions_of
-from engine.train.distributed import all_reduce_sum, gather_objects, global_rank, raise_together, world_size
+from engine.downstream.runs import DownstreamRuns
+from engine.train.distributed import (
+    all_reduce_sum,
+    from_rank_zero,
+    gather_objects,
+    global_rank,
+    raise_together,
+    world_size,
+)
 from engine.train.flops import batch_flops, peak_flops
 from engine.train.metrics import MetricsLog, Window, memory_bytes, say
 from engine.train.profiling import StepProfiler, part, profiled
@@ -63,6 +71,7 @@ class TrainerParts:
         progress: figures of each log line that follow from the number of steps taken.
         evaluate: figures for an evaluation line after a step, called by all ranks; None without held-out data.
         profile: whether to write a trace of some steps.
+        downstream: fine-tunings of checkpoints, on rank 0; None where there are none.
     """
 
     config: TrainConfig
@@ -77,6 +86,7 @@ class TrainerParts:
     progress: Callable[[int], Mapping[str, int]] | None = None
     evaluate: Callable[[StepSettings], dict[str, float]] | None = None
     profile: bool = False
+    downstream: DownstreamRuns | None = None
 
 
 class Trainer:
@@ -112,12 +122,22 @@ class Trainer:
                     with self._uncounted():
                         step_ended()
             parts.writer.wait()
+            if parts.config.evaluate_with is not None:
+                self._wait_for_scores()
         except SharedError:  # on all ranks: a checkpoint that is being written is still worth having
             parts.writer.wait()
             raise
         finally:
             batches.close()
             self._log.close()
+
+    def _wait_for_scores(self) -> None:
+        """At the end of the run: rank 0 waits for the fine-tunings that are left, the others for rank 0."""
+        log, runs, stop = self._log, self.parts.downstream, self.parts.stop
+        assert log is not None
+        reason = from_rank_zero(lambda: runs.wait(log.write, lambda: stop.requested) if runs else None)
+        if reason is not None:
+            raise RunStopped(reason, self.state.step)
 
     def _profiler(self) -> StepProfiler | None:
         if not self.parts.profile:
@@ -135,6 +155,8 @@ class Trainer:
     def _after_step(self) -> None:
         """Log, evaluate, save and stop as the settings and signals ask for after a step."""
         config, step = self.parts.config, self.state.step
+        for scored, figures in self.parts.downstream.lines() if self.parts.downstream and self._log else ():
+            self._log.write(scored, figures)
         last = step == self.parts.timeline.steps
         stopping = self._stop.is_set() and not last
         if last or stopping or step % config.log_every == 0:
