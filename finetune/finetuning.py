@@ -24,6 +24,7 @@ from engine.train.distributed import global_rank, init_distributed
 from engine.train.evaluate import Runner
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
+from engine.train.model_card import DataPart
 from engine.train.run import RunParts, check_settings, run_record, run_training
 from engine.train.timeline import StepSettings, Timeline
 from finetune.config import FinetuneConfig, FinetuneTrainConfig
@@ -100,6 +101,7 @@ def finetune(config: FinetuneConfig) -> RunFolder:
             num_samples=sources["train"].num_samples,
             evaluator=evaluate_dev,
             conclude=conclude,
+            data=data_parts(resolved),
             profile=config.profile,
         )
     )
@@ -139,6 +141,16 @@ def open_model(config: FinetuneConfig) -> tuple[Path, ArchConfig, SequenceBuilde
         find_weights(folder)
     arch = read_architecture(folder)
     return folder, arch, SequenceBuilder(load_tokenizer(folder), arch, config.max_length)
+
+
+def data_parts(resolved: Resolved) -> list[DataPart]:
+    """What the run reads, for the model card."""
+    config = resolved.config
+    paths = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
+    return [
+        DataPart(f"{name}: {Path(str(paths[name])).name}", file.digest(), {"examples": len(file.sequences)})
+        for name, file in resolved.files.items()
+    ]
 
 
 def initial_model(resolved: Resolved, fresh: bool) -> Model:

@@ -49,6 +49,7 @@ from engine.train.distributed import (
 from preprocess.files import sync_to_disk
 
 ModelExporter = Callable[[Path, dict[str, Tensor]], None]
+ModelDescriber = Callable[[Path, CheckpointManifest], None]
 # Seconds that a rank may take to write its part: fewer than the ranks wait for each other in a collective, so that one
 # whose disk hangs is named. That a rank died, training notices long before.
 REPORT_TIMEOUT = 1200.0
@@ -85,15 +86,18 @@ class Save:
 class CheckpointWriter:
     """Saves checkpoints of one run, one at a time."""
 
-    def __init__(self, run: RunFolder, export: ModelExporter, keep: int = 0) -> None:
+    def __init__(
+        self, run: RunFolder, export: ModelExporter, keep: int = 0, describe: ModelDescriber | None = None
+    ) -> None:
         """Begin with nothing under way.
 
         Args:
             run: the run's folder, which all ranks see.
             export: writes whole fp32 weights, by our names, as a Hugging Face folder; called in a thread of rank 0.
             keep: newest checkpoints to keep, 0 for all.
+            describe: writes a model card into an exported folder; called in the same thread.
         """
-        self.run, self.export, self.keep = run, export, keep
+        self.run, self.export, self.keep, self.describe = run, export, keep, describe
         self.published: Callable[[int], None] = lambda step: None  # called in rank 0's thread for each new checkpoint
         self._buffers: dict[str, Tensor] = {}
         self._save: Save | None = None
@@ -207,6 +211,8 @@ class CheckpointWriter:
             return
         reader = FragmentReader([folder / name for name in sorted(files)])
         self.export(folder / MODEL, reader.full(WEIGHTS, shapes))
+        if self.describe is not None:
+            self.describe(folder / MODEL, save.manifest)
         remove_reports(folder, ranks)
         write_manifest(folder, replace(save.manifest, files=files))
         if not save.cancelled.is_set():

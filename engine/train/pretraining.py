@@ -19,6 +19,7 @@ from engine.train.distributed import global_rank, init_distributed
 from engine.train.evaluate import Runner, evaluate
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
+from engine.train.model_card import DataPart
 from engine.train.opened_rows import OpenedRows, open_rows
 from engine.train.resolve import Resolved, default_tree, resolve, resolved_tree
 from engine.train.run import RunParts, run_training
@@ -54,6 +55,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             build=lambda fresh: initial_model(resolved, fresh),
             export=lambda folder, weights: export(resolved, folder, weights),
             num_samples=rows.training.num_rows(resolved.timeline.at(0).seq_length),
+            data=data_parts(resolved),
             profile=config.profile,
             downstream=read_plan(plan) if (plan := config.train.evaluate_with) and global_rank() == 0 else None,
             evaluator=evaluator,
@@ -80,6 +82,20 @@ def _evaluate_held_out(
     if len(resolved.sources) == 1:
         return means
     return means | {f"heldout_{figure}/{name}": value for name, one in found.items() for figure, value in one.items()}
+
+
+def data_parts(resolved: Resolved) -> list[DataPart]:
+    """What the run reads, for the model card: each folder, and in it each source of its shards."""
+    parts = []
+    for source in resolved.sources:
+        folder = source.manifest.folder.resolve().name
+        counts = {name: source.manifest.counts[name] for name in ("documents", "tokens")}
+        share = source.weight if len(resolved.sources) > 1 else None
+        parts.append(DataPart(folder, source.manifest.digest, counts, share))
+        for text in source.manifest.sources:
+            counts = {"documents": text.num_documents, "tokens": text.num_tokens}
+            parts.append(DataPart(f"{folder}: {Path(text.name).name}", counts=counts))
+    return parts
 
 
 def initial_model(resolved: Resolved, fresh: bool) -> Model:

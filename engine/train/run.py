@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.checkpoint.files import CheckpointManifest
+from engine.checkpoint.files import CheckpointManifest, write_text
 from engine.checkpoint.run_folder import RunFolder
 from engine.checkpoint.save import CheckpointWriter, ModelExporter
 from engine.checkpoint.state import model_shapes, refuse_other_model, restore
@@ -46,6 +47,7 @@ from engine.train.distributed import (
 )
 from engine.train.evaluate import Runner
 from engine.train.metrics import say
+from engine.train.model_card import CARD, DataPart, figures_until, model_card
 from engine.train.signals import StopRequest
 from engine.train.sinks import require_login
 from engine.train.timeline import StepSettings, Timeline
@@ -76,6 +78,7 @@ class RunParts:
         evaluator: figures of an evaluation line after a step; None without held-out data.
         progress: figures of each log line that follow from the number of steps taken.
         conclude: called by all ranks after the last step, before the run counts as finished.
+        data: what is learned from, for the model card.
         profile: whether to write a trace of some steps.
         downstream: which checkpoints are fine-tuned, on what, as rank 0 knows it; None where none are.
     """
@@ -95,6 +98,7 @@ class RunParts:
     evaluator: Callable[[Runner, StepSettings], dict[str, float]] | None = None
     progress: Callable[[int], Mapping[str, int]] | None = None
     conclude: Callable[[Runner], None] | None = None
+    data: Sequence[DataPart] = ()
     profile: bool = False
     downstream: DownstreamPlan | None = None
 
@@ -120,7 +124,7 @@ def run_training(parts: RunParts) -> RunFolder:
             say(f"note: {note}")
         optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, describe_device().type)
         say(describe(optimizer))
-        writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints)
+        writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints, partial(_describe, run, parts))
         folder, manifest = _first_checkpoint(parts, model, writer, resuming)
         engine = _engine(parts, model, optimizer)
         restore(engine.deepspeed, model, folder, manifest)
@@ -134,6 +138,12 @@ def run_training(parts: RunParts) -> RunFolder:
             run.finish()
     say(f"finished: {run.model} is the model of step {parts.timeline.steps}")
     return run
+
+
+def _describe(run: RunFolder, parts: RunParts, folder: Path, manifest: CheckpointManifest) -> None:
+    """Write the model card of an exported folder."""
+    figures = figures_until(run.metrics, manifest.step)
+    write_text(folder / CARD, model_card(parts.resolved, folder, manifest, figures, parts.data))
 
 
 def _first_checkpoint(
