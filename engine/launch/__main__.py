@@ -131,7 +131,7 @@ def decodes(options: argparse.Namespace) -> bool:
 
 def is_dry_run(options: argparse.Namespace, arguments: Sequence[str]) -> bool:
     """Whether our option or the script's own asks for a dry run."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     script = any(
         argument in ("--dry_run=true", "--dry_run=True")
         or (argument == "--dry_run" and value.lower() not in ("false", "no"))
