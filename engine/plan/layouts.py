@@ -7,7 +7,9 @@ this engine sets it up.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.optimizer import OptimizerConfig
@@ -42,6 +44,12 @@ class Place:
         return 4 if self.settings.precision == "fp32" else 2
 
     @property
+    def wire_width(self) -> int:
+        """Bytes of a gradient on its way between the ranks."""
+        given = str(self.settings.config.get("communication_data_type"))
+        return {"fp32": 4, "fp16": 2, "bf16": 2}.get(given, self.width)
+
+    @property
     def accumulation(self) -> int:
         """Micro-batches of a step."""
         found = self.settings.config.get("gradient_accumulation_steps", 1)
@@ -51,6 +59,20 @@ class Place:
     def fp32_sums(self) -> bool:
         """Whether gradients of 16-bit weights add up in fp32."""
         return self.settings.config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+
+
+class Key(NamedTuple):
+    """A tensor that the optimizer steps on.
+
+    Attributes:
+        rule: of its group.
+        size: elements.
+        largest: elements of the largest piece of a parameter in it.
+    """
+
+    rule: str
+    size: int
+    largest: int
 
 
 class Layout(ABC):
@@ -71,8 +93,19 @@ class Layout(ABC):
                     self.account.add(ACTIVATIONS, event.change)
                 elif event.kind == "gradient":
                     self.gradient(event.name, micro, last)
+                else:
+                    self.at_module(event.kind, event.name)
             self.end_micro_batch(micro, last)
         self.step()
+
+    def at_module(self, kind: str, name: str) -> None:  # noqa: B027  (matters to stage 3 alone)
+        """A module begins (``enter``) or ends (``leave``), forward or backward."""
+
+    def hold_for_step(self, calls: Sequence[Sequence[Key]]) -> None:
+        """What the optimizer needs for a moment, for the keys of each of its calls."""
+        needed = max((step_bytes(self.place.optimizer.name, keys) for keys in calls if keys), default=0)
+        with self.account.holding(OPTIMIZER, needed):
+            pass
 
     @abstractmethod
     def gradient(self, name: str, micro: int, last: bool) -> None:
@@ -85,6 +118,21 @@ class Layout(ABC):
     @abstractmethod
     def step(self) -> None:
         """The optimizer's step."""
+
+
+def step_bytes(name: str, keys: Sequence[Key]) -> int:
+    """What an optimizer needs for a moment while it steps on some keys at once, beside its state.
+
+    The updates of all keys are there until the last; what one key needs beside them goes again.
+    """
+    if name == "adamw":
+        return 0  # torch's and DeepSpeed's kernels need nothing
+    kept = [4 * key.size if name in ("lion", "adafactor") or key.rule in ("trust", "muon") else 0 for key in keys]
+    norms = 8 * max(key.largest for key in keys)  # of one piece, in fp64
+    alone = max(8 * key.size - held for key, held in zip(keys, kept, strict=True))
+    most = max(key.size for key in keys)
+    extra = {"lion": 0, "lamb": max(alone, norms), "adafactor": max(norms, 8 * most), "muon": alone}[name]
+    return max(extra, 0) + (sum(kept) if name != "lion" else max(kept))
 
 
 class Replicated(Layout):
@@ -113,31 +161,20 @@ class Replicated(Layout):
         """In 16 bits the optimizer has gradients of its own, unless they are fp32 already."""
         if self.width == 2 and self.gradient_width == 2:
             self.account.add(GRADIENTS, 4 * self.sizes.trained)
-
-
-class Partitioned(Layout):
-    """Stages 1 and 2, as a first approximation."""
-
-    def __init__(self, sizes: ModelSizes, place: Place, account: Account, host: Account) -> None:
-        super().__init__(sizes, place, account, host)
-        account.add(WEIGHTS, self.width * sizes.all)
-        store = host if place.offload_optimizer != "none" else account
-        store.add(OPTIMIZER, 4 * sizes.trained // self.ranks)
-        store.add(OPTIMIZER, sum(group.size * group.state_bytes for group in sizes.groups) // self.ranks)
-
-    def gradient(self, name: str, micro: int, last: bool) -> None:
-        """Kept until the step."""
-        if micro == 0:
-            self.account.add(GRADIENTS, 4 * self.size_of[name])
-
-    def end_micro_batch(self, micro: int, last: bool) -> None:
-        """Nothing more."""
-
-    def step(self) -> None:
-        """Nothing more."""
+        keys = [Key(group.rule, p.size, p.size) for group in self.sizes.groups for p in group.parameters]
+        self.hold_for_step([[key] for key in keys])
 
 
 def layout_for(sizes: ModelSizes, place: Place, account: Account, host: Account) -> Layout:
     """The layout that DeepSpeed chooses."""
-    chosen = Replicated if place.settings.stage == 0 else Partitioned
-    return chosen(sizes, place, account, host)
+    from engine.plan.partitioned import Bf16Partitioned, Partitioned
+    from engine.plan.stage3 import Stage3
+
+    stage, offloaded = place.settings.stage, place.offload_optimizer != "none"
+    if stage == 0:
+        return Replicated(sizes, place, account, host)
+    if stage == 3:
+        return Stage3(sizes, place, account, host)
+    if stage == 1 and place.settings.precision == "bf16" and place.fp32_sums and not offloaded:
+        return Bf16Partitioned(sizes, place, account, host)
+    return Partitioned(sizes, place, account, host)
