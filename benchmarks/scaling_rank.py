@@ -2,9 +2,10 @@
 
     RANK=0 WORLD_SIZE=2 ... python benchmarks/scaling_rank.py --jobs FILE [--core N] [--interface NAME]
 
-FILE holds a JSON list of ``{"folder", "arguments"}``: runs of engine/pretrain.py with these arguments, one after the
-other in this process. Nothing in the engine knows of it: torch's tensor collectives are replaced before anything else is
-imported, and DeepSpeed and the engine call them by their names in torch.distributed. Each folder gets a rank-R.json:
+FILE holds a JSON list of ``{"folder", "arguments"}``: runs of engine/pretrain.py with these arguments, which this
+process does in turn. Nothing in the engine knows of it: torch's tensor collectives are replaced before anything else
+is imported, and DeepSpeed and the engine call them by their names in torch.distributed. Each folder gets a
+rank-R.json:
 - ``steps``: for each optimizer step, from its beginning to the beginning of the next (the last step of a run, which
   saves, has none), ``{"step", "seconds", "ops": {collective: {"calls", "bytes", "blocked", "async_calls"}}}``.
   ``blocked`` is the time of the main thread inside a collective or a wait for one; a wait for a slower rank is part of
