@@ -43,25 +43,23 @@ class DownstreamRuns:
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="downstream", daemon=True)
 
-    def start(self, step: int, steps: list[int] | None = None) -> None:
+    def start(self, step: int) -> None:
         """Check the tasks, then take up what a run at a step lacks.
 
         Args:
             step: where the run stands; scores of later steps are of a part that it takes again.
-            steps: the checkpoints to fine-tune; those that the plan chooses where not given.
 
         Raises:
             ValueError: if a task has other settings than its earlier scores, or finetune/run.py refuses it.
         """
         self._refuse_other_settings()
-        known = [kept for kept in self.folder.kept_steps() if kept <= step]
-        self._check_tasks(known)
+        self._check_tasks()
         shown = self.folder.shown()
         for score in self.folder.scores():
             if score.step <= step and any((score.step, key) not in shown for key in score.line()):
                 self._lines.append(score)
-        for kept in known if steps is None else steps:
-            if steps is not None or self._plan.chooses(kept, self._last_step):
+        for kept in self.folder.kept_steps():
+            if kept <= step and self._plan.chooses(kept, self._last_step):
                 self._offer(kept, anew=False)
         self._thread.start()
 
@@ -69,23 +67,21 @@ class DownstreamRuns:
         """Take up a checkpoint that has just been written; called in the thread that wrote it."""
         if not self._plan.chooses(step, self._last_step):
             return
-        shown = self.folder.shown()
-        scores = [score for score in self.folder.scores() if score.step == step]
-        self._lines.extend(s for s in scores if any((step, key) not in shown for key in s.line()))
-        self._offer(step, anew=True)
+        try:
+            shown = self.folder.shown()
+            scores = [score for score in self.folder.scores() if score.step == step]
+            self._lines.extend(s for s in scores if any((step, key) not in shown for key in s.line()))
+            self._offer(step, anew=True)
+        except OSError as error:  # the checkpoint itself is whole
+            say(f"note: the model of step {step} could not be kept for fine-tuning: {error.strerror}")
 
     def _offer(self, step: int, *, anew: bool) -> None:
-        """Queue what a checkpoint lacks, with its model kept; a full disk is told and ends nothing."""
+        """Queue what a checkpoint lacks, with its model kept."""
         done = {score.task for score in self.folder.scores() if score.step == step}
         missing = [task for task in self._plan.tasks if task not in done]
         if not missing:
             return
-        try:
-            kept = self.folder.keep_model(step, anew=anew)
-        except OSError as error:
-            say(f"note: the model of step {step} could not be kept for fine-tuning: {error.strerror}")
-            return
-        if kept is None:
+        if self.folder.keep_model(step, anew=anew) is None:
             say(f"note: step {step} is left out of {', '.join(missing)}: its model is no longer there")
             return
         with self._change:
@@ -129,9 +125,8 @@ class DownstreamRuns:
 
     def _tell_end(self) -> None:
         if self._failed:
-            say(
-                f"note: {len(self._failed)} fine-tuning(s) failed: {', '.join(self._failed)}; the same command tries again"
-            )
+            failed = ", ".join(self._failed)
+            say(f"note: {len(self._failed)} fine-tuning(s) failed: {failed}; python -m engine.downstream tries again")
         try:
             picture = self.folder.draw()
         except ValueError as error:
@@ -165,7 +160,7 @@ class DownstreamRuns:
                     f"cannot be compared; give it another name, or move {self.folder.path} away"
                 )
 
-    def _check_tasks(self, steps: list[int]) -> None:
+    def _check_tasks(self) -> None:
         """Let finetune/run.py check the settings of each task, with the newest model."""
         model = self.folder.run.model
         checks = self.folder.path / "check"
