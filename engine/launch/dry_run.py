@@ -110,7 +110,7 @@ def model_lines(arch: ArchConfig, objective: str, make_heads: MakeHeads) -> list
 def batch_lines(timeline: Timeline, ranks: int, unit: str) -> list[str]:
     """How each stretch of the run deals its rows or examples to ranks and micro-batches."""
     lines, rows, tokens = ["batches:"], 0, 0
-    for step, num_steps in timeline.phases():
+    for step, _, num_steps in timeline.phases():
         shape = step.shape(ranks)
         of_length = f" of {step.seq_length:,} tokens" if step.seq_length else ""
         per_step = f"; {shape.batch_size * step.seq_length:,} tokens" if step.seq_length else ""
@@ -198,7 +198,7 @@ def size_text(num_bytes: int) -> str:
 
 def _kinds_of_steps(timeline: Timeline) -> list[StepSettings]:
     """One step of each row length and micro-batch."""
-    kinds = {(step.seq_length, step.micro_batch_size): step for step, _ in timeline.phases()}
+    kinds = {(step.seq_length, step.micro_batch_size): step for step, _, _ in timeline.phases()}
     return list(kinds.values())
 
 

@@ -112,14 +112,14 @@ class Timeline:
                 rows[phase.seq_length] = phase.first_row + taken * phase.batch_size
         return rows
 
-    def phases(self) -> list[tuple[StepSettings, int]]:
-        """Stretches of steps that differ in their rates alone: the first step of each, and how many steps it has."""
-        ends = [*self._starts[1:], self.steps]
-        return [(self.at(start), end - start) for start, end in zip(self._starts, ends, strict=True)]
-
     def lengths(self) -> list[int]:
         """Row lengths in the order of their first use."""
         return list(dict.fromkeys(phase.seq_length for phase in self._phases))
+
+    def phases(self) -> list[tuple[StepSettings, StepSettings, int]]:
+        """Runs of steps with the same rows and the same batch: the first and the last step of each, and how many."""
+        ends = [*self._starts[1:], self.steps]
+        return [(self.at(start), self.at(end - 1), end - start) for start, end in zip(self._starts, ends, strict=True)]
 
     def shapes(self, world_size: int) -> list[BatchShape]:
         """Every batch of the run, once each, in the order of first use."""

@@ -1,0 +1,68 @@
+"""A dry run of a fine-tuning: all that a start would check, told in examples, and nothing is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.config.cli import UsageError, parse_config
+from finetune.config import FinetuneConfig
+from finetune.dry_run import dry_run
+from tests import commands
+
+
+@pytest.fixture
+def options(bert, tmp_path, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(f"{number % 2}\tword {number}\n" for number in range(20))
+    (tmp_path / "train.tsv").write_text("label\ttext_a\n" + lines)
+    (tmp_path / "dev.tsv").write_text("label\ttext_a\n0\tword\n1\tother\n")
+    files = ["--train_file", "train.tsv", "--dev_file", "dev.tsv"]
+    train = ["--train.batch_size", "8", "--train.micro_batch_size", "2", "--epochs", "4", "--max_length", "64"]
+    return ["--ds_config", str(commands.DS_CONFIGS / "fp32.json"), "--model", str(bert), *files, *train, "--dry_run"]
+
+
+def run(*argv: str) -> None:
+    dry_run(parse_config(FinetuneConfig, argv, prog="run.py"))
+
+
+def test_the_plan(options, bert, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    run(*options)
+    text = capsys.readouterr().out
+    for line in (
+        # ceil(20 / 8) = 3 steps an epoch, 4 epochs
+        "  steps 1-12: 8 examples = 1 rank(s) x 4 micro-batch(es) x 2 examples\n",
+        "  in all 12 steps, 96 examples\n",
+        "  train train.tsv: 20 examples, ",
+        "  dev dev.tsv: 2 examples, ",
+        f"  4.80 epochs; labels 0, 1; begins from the weights of {bert}\n",
+        "; objective classification\n",
+        "computation: fp32, ZeRO stage 0 (",
+        "run folder: runs/finetune is new: the run begins at step 0 of 12\n",
+    ):
+        assert line in text, text
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_refuses_a_start_refuses_a_dry_run(options, tmp_path):
+    with pytest.raises(UsageError, match=r"backend is 'mpi'; it must be nccl or gloo") as raised:
+        run(*options, "--backend", "mpi", "--train.batch_size", "9")
+    assert "nearest legal train.batch_size: 8 or 10" in str(raised.value)
+    (tmp_path / "runs" / "finetune").mkdir(parents=True)
+    (tmp_path / "runs" / "finetune" / "mine").write_text("")
+    with pytest.raises(UsageError, match=r"holds files but no config.json of a run"):
+        run(*options)
+
+
+def test_a_rank_that_is_not_the_first_of_its_host_says_nothing(options, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    run(*options)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_command(options, tmp_path):
+    done = commands.run(commands.REPOSITORY / "finetune" / "run.py", options, cwd=tmp_path)
+    assert done.returncode == 0 and "run folder: runs/finetune is new" in done.stdout, done.stdout
+    assert "rank 0 of 1, 1 rank(s) here, in " in done.stdout and not (tmp_path / "runs").exists()
