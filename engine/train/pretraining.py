@@ -15,6 +15,7 @@ from engine.convert.huggingface import to_huggingface
 from engine.convert.model_folder import write_model_folder
 from engine.downstream.plan import read_plan
 from engine.models.model import Model, build_model
+from engine.objectives.base import perplexity_of
 from engine.train.distributed import global_rank, init_distributed
 from engine.train.evaluate import Runner, evaluate
 from engine.train.initial import load_initial_weights
@@ -79,6 +80,9 @@ def _evaluate_held_out(
         f"heldout_{figure}": sum(weights[name] * found[name][figure] for name in found) / sum(weights.values())
         for figure in next(iter(found.values()))
     }
+    term = resolved.objective.name.split(",")[0]
+    whole = means.get(f"heldout_loss_{term}", means["heldout_loss"])
+    means |= {f"heldout_{name}": value for name, value in perplexity_of({term: whole}).items()}  # no mean of them
     if len(resolved.sources) == 1:
         return means
     return means | {f"heldout_{figure}/{name}": value for name, one in found.items() for figure, value in one.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def test_each_source_is_evaluated_by_itself(mixed):
     mean = (0.5 * line["heldout_loss/en"] + 0.3 * line["heldout_loss/reviews"]) / 0.8
     assert line["heldout_loss"] == pytest.approx(mean, rel=1e-12)
     assert line["heldout_loss/en"] != line["heldout_loss/reviews"]
+    for source in ("", "/en", "/reviews"):  # of the mean loss, not the mean of the sources' perplexities
+        assert line[f"heldout_perplexity{source}"] == pytest.approx(math.exp(line[f"heldout_loss{source}"]))
 
 
 def test_two_ranks_learn_the_same_from_a_mixture(mixed, tmp_path):

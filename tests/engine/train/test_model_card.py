@@ -115,7 +115,8 @@ def folder_of(path: Path, architecture: str | None) -> Path:
 
 
 SETTINGS = {
-    "objective": "mlm", "train": {"steps": 9, "batch_size": 4, "optimizer": {"name": "lamb"}, "schedule": {"name": "x"}},
+    "objective": "mlm", "seed": 1,
+    "train": {"steps": 9, "batch_size": 4, "optimizer": {"name": "lamb"}, "schedule": {"name": "x"}},
     "masking": {}, "data": {"tokenizer_digest": "ff"}, "arch": {"num_layers": 1}, "precision": "fp32", "world_size": 2,
     "deepspeed": {"zero_optimization": {"stage": 3}}, "versions": {"device": "GPU|<b>*", "torch": "2"},
     "stages": [{"steps": 4, "optimizer": None}, {"steps": 5, "schedule": {"name": "y", "warmup": 1}}],
