@@ -30,20 +30,40 @@ def planned_objective(name: str, arch: ArchConfig) -> PretrainingObjective:
     return build_objective(name, config, arch, vocabulary)
 
 
+def special_tokens(objective: str) -> int:
+    """Tokens that an objective adds to a sequence."""
+    return {"lm": 1, "mlm": 2}.get(objective, 3)
+
+
+def expected_counts(objective: str, lengths: Sequence[int], masking_rate: float, special: int) -> dict[str, float]:
+    """Targets of each term of the loss on average.
+
+    Args:
+        objective: its name.
+        lengths: tokens of each sequence, special ones included.
+        masking_rate: share of the tokens of text that are masked.
+        special: tokens of a sequence that are not text.
+    """
+    tokens, num = sum(lengths), len(lengths)
+    if objective == "lm":
+        return {"lm": tokens - num}
+    counts = {"mlm": masking_rate * max(0, tokens - special * num)}
+    return {**counts, objective.partition(",")[2]: num} if "," in objective else counts
+
+
 def planned_batch(objective: str, lengths: Sequence[int], masking_rate: float) -> PackedBatch:
     """A micro-batch of sequences of given lengths, with as many targets as the objective gives on average.
 
     Args:
         objective: its name.
         lengths: tokens of each sequence.
-        masking_rate: share of the tokens that are masked.
+        masking_rate: share of the tokens of text that are masked.
     """
-    num, tokens = np.asarray(lengths, np.int64), int(sum(lengths))
-    paired = "," in objective
-    batch = pack_flat(np.zeros(tokens, np.int64), num, np.zeros(tokens, np.int64) if paired else None)
-    counts = {"lm": tokens - len(num)} if objective == "lm" else {"mlm": round(masking_rate * tokens)}
-    if paired:
-        counts[objective.partition(",")[2]] = len(num)
+    tokens = sum(lengths)
+    segments = np.zeros(tokens, np.int64) if "," in objective else None
+    batch = pack_flat(np.zeros(tokens, np.int64), np.asarray(lengths, np.int64), segments)
+    expected = expected_counts(objective, lengths, masking_rate, special_tokens(objective))
+    counts = {name: round(count) for name, count in expected.items()}
     targets = {
         name: Targets(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64))
         for name, count in counts.items()

@@ -30,6 +30,7 @@ class Place:
         world_size: ranks.
         offload_optimizer: where states are: none, cpu or nvme.
         offload_param: where weights are.
+        by_gloo: whether gloo moves tensors, which copies what it sums up and scatters.
     """
 
     settings: DeepSpeedSettings
@@ -37,6 +38,7 @@ class Place:
     world_size: int
     offload_optimizer: str = "none"
     offload_param: str = "none"
+    by_gloo: bool = False
 
     @property
     def width(self) -> int:
@@ -163,18 +165,3 @@ class Replicated(Layout):
             self.account.add(GRADIENTS, 4 * self.sizes.trained)
         keys = [Key(group.rule, p.size, p.size) for group in self.sizes.groups for p in group.parameters]
         self.hold_for_step([[key] for key in keys])
-
-
-def layout_for(sizes: ModelSizes, place: Place, account: Account, host: Account) -> Layout:
-    """The layout that DeepSpeed chooses."""
-    from engine.plan.partitioned import Bf16Partitioned, Partitioned
-    from engine.plan.stage3 import Stage3
-
-    stage, offloaded = place.settings.stage, place.offload_optimizer != "none"
-    if stage == 0:
-        return Replicated(sizes, place, account, host)
-    if stage == 3:
-        return Stage3(sizes, place, account, host)
-    if stage == 1 and place.settings.precision == "bf16" and place.fp32_sums and not offloaded:
-        return Bf16Partitioned(sizes, place, account, host)
-    return Partitioned(sizes, place, account, host)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -11,11 +13,14 @@ from engine.config.arch import ArchConfig
 from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.deepspeed_zero import device_of
 from engine.config.optimizer import OptimizerConfig
+from engine.optim.groups import freeze
 from engine.plan.account import Account
 from engine.plan.batches import planned_batch, planned_objective
-from engine.plan.layouts import Place, layout_for
-from engine.plan.sizes import model_without_memory, sizes_of
-from engine.plan.trace import trace_micro_batch
+from engine.plan.layouts import Layout, Place, Replicated
+from engine.plan.partitioned import Bf16Partitioned, Partitioned, ranks_that_differ
+from engine.plan.sizes import ModelSizes, model_without_memory, sizes_of
+from engine.plan.stage3 import Stage3
+from engine.plan.trace import Trace, trace_micro_batch
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -78,17 +83,75 @@ def estimate_memory(
     Raises:
         ValueError: if the architecture cannot learn the objective.
     """
+    sizes = _sizes(arch, objective, json.dumps(asdict(optimizer)))
+    rows = tuple(lengths or [seq_length] * micro_batch_size)
+    frozen = tuple(optimizer.freeze)
+    trace = _trace(
+        arch, objective, settings.precision, rows, masking_rate, activation_checkpointing, device_type, frozen
+    )
+    zero = settings.config.get("zero_optimization", {})
+    offloads = device_of(zero, "offload_optimizer"), device_of(zero, "offload_param")
+    place = Place(settings, optimizer, world_size, *offloads, by_gloo=device_type == "cpu")
+    return max((_replay(sizes, place, trace, rank) for rank in _ranks(place)), key=lambda found: found.total)
+
+
+def _ranks(place: Place) -> Sequence[int]:
+    """Ranks that may need most."""
+    return ranks_that_differ(place.world_size) if _is_partitioned(place) else [0]
+
+
+def _is_partitioned(place: Place) -> bool:
+    return place.settings.stage in (1, 2) and not _adds_up_everything(place)
+
+
+def _adds_up_everything(place: Place) -> bool:
+    """Whether DeepSpeed takes its own wrapper for bf16 at stage 1."""
+    return (
+        place.settings.stage == 1
+        and place.settings.precision == "bf16"
+        and place.fp32_sums
+        and place.offload_optimizer == "none"
+    )
+
+
+def _replay(sizes: ModelSizes, place: Place, trace: Trace, rank: int) -> MemoryEstimate:
+    """A step in the layout that DeepSpeed chooses."""
+    account, host = Account(), Account()
+    layout: Layout
+    if _is_partitioned(place):
+        layout = Partitioned(sizes, place, account, host, rank)
+    elif _adds_up_everything(place):
+        layout = Bf16Partitioned(sizes, place, account, host)
+    else:
+        layout = (Stage3 if place.settings.stage == 3 else Replicated)(sizes, place, account, host)
+    layout.run(trace)
+    return MemoryEstimate(account.at_peak, {name: size for name, size in host.at_peak.items() if size})
+
+
+@functools.lru_cache(maxsize=64)
+def _sizes(arch: ArchConfig, objective: str, optimizer: str) -> ModelSizes:
+    """The parameters of a model under an optimizer, given as JSON."""
+    return sizes_of(
+        model_without_memory(arch, planned_objective(objective, arch)), OptimizerConfig(**json.loads(optimizer))
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _trace(
+    arch: ArchConfig,
+    objective: str,
+    precision: str,
+    lengths: tuple[int, ...],
+    masking_rate: float,
+    checkpoint_layers: bool,
+    device_type: str,
+    frozen: tuple[str, ...],
+) -> Trace:
+    """A micro-batch, which is the same at every stage."""
     planned = planned_objective(objective, arch)
     model = model_without_memory(arch, planned)
-    sizes = sizes_of(model, optimizer)
+    freeze(dict(model.named_parameters()), frozen)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(DTYPES[settings.precision])
-    batch = planned_batch(objective, lengths or [seq_length] * micro_batch_size, masking_rate)
-    trace = trace_micro_batch(model, planned, batch, device_type, activation_checkpointing)
-    zero = settings.config.get("zero_optimization", {})
-    place = Place(
-        settings, optimizer, world_size, device_of(zero, "offload_optimizer"), device_of(zero, "offload_param")
-    )
-    account, host = Account(), Account()
-    layout_for(sizes, place, account, host).run(trace)
-    return MemoryEstimate(account.at_peak, {name: size for name, size in host.at_peak.items() if size})
+        parameter.data = parameter.data.to(DTYPES[precision])
+    batch = planned_batch(objective, lengths, masking_rate)
+    return trace_micro_batch(model, planned, batch, device_type, checkpoint_layers)

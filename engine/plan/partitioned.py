@@ -8,6 +8,7 @@ from engine.plan.sizes import Group, ModelSizes
 
 ALIGNMENT = 2  # elements that DeepSpeed rounds a rank's partition up to
 REDUCE_BUCKET = 500_000_000  # DeepSpeed's own default
+SAMPLED_RANKS = 8
 
 
 def partition_size(group: Group, ranks: int) -> int:
@@ -16,17 +17,20 @@ def partition_size(group: Group, ranks: int) -> int:
     return -(-group.size // unit) * unit // ranks
 
 
-def most_in_partition(group: Group, ranks: int) -> int:
-    """Elements of the parameters that a rank has a part of, whole, on the rank where they are most."""
-    size, most = partition_size(group, ranks), 0
-    for rank in range(min(ranks, 4096)):
-        begin, end, at, total = rank * size, (rank + 1) * size, 0, 0
-        for parameter in group.parameters:
-            if begin < at + parameter.size and at < end:
-                total += parameter.size
-            at += parameter.size
-        most = max(most, total)
-    return most
+def in_partition(group: Group, ranks: int, rank: int) -> dict[str, int]:
+    """Elements of the parameters that a rank has a part of, each whole, by name."""
+    size = partition_size(group, ranks)
+    begin, at, found = rank * size, 0, {}
+    for parameter in group.parameters:
+        if begin < at + parameter.size and at < begin + size:
+            found[parameter.name] = parameter.size
+        at += parameter.size
+    return found
+
+
+def ranks_that_differ(ranks: int) -> list[int]:
+    """Ranks whose shares of the parameters may be most: all of a few, else a sample of them."""
+    return sorted({round(number * (ranks - 1) / (SAMPLED_RANKS - 1)) for number in range(SAMPLED_RANKS)})
 
 
 def partition_keys(sizes: ModelSizes, ranks: int) -> list[Key]:
@@ -71,9 +75,12 @@ class Bf16Partitioned(Layout):
 class Partitioned(Layout):
     """Stages 1 and 2 otherwise: gradients pass through buckets to the rank that keeps them."""
 
-    def __init__(self, sizes: ModelSizes, place: Place, account: Account, host: Account) -> None:
+    def __init__(self, sizes: ModelSizes, place: Place, account: Account, host: Account, rank: int = 0) -> None:
         super().__init__(sizes, place, account, host)
         zero = place.settings.config["zero_optimization"]
+        self.owned: dict[str, int] = {}
+        for group in sizes.groups:
+            self.owned |= in_partition(group, self.ranks, rank)
         self.stage, self.offloaded = place.settings.stage, place.offload_optimizer != "none"
         self.bucket_size = int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
         self.contiguous = zero.get("contiguous_gradients", True)
@@ -85,7 +92,7 @@ class Partitioned(Layout):
         self.bucket_width = 4 if self.sums_beside else self.width
         self.wire_width = place.wire_width
         self.keys = partition_keys(sizes, self.ranks)
-        self.elements, self.large, self.filled = 0, 0, False
+        self.elements, self.large, self.filled, self.owns = 0, 0, False, False
         account.add(WEIGHTS, self.width * sizes.all)
         self._add_states(host if self.offloaded else account)
 
@@ -111,13 +118,15 @@ class Partitioned(Layout):
         elif self.stage == 2:
             self.account.add(GRADIENTS, self.width * size)
         if early:
-            self._into_bucket(size)
+            self._into_bucket(name)
 
-    def _into_bucket(self, size: int) -> None:
+    def _into_bucket(self, name: str) -> None:
         """Move a gradient, which was counted, into the bucket; one that is larger stands for itself."""
+        size = self.size_of[name]
         if self.elements + size > self.bucket_size:
             self._reduce()
         self.elements += size
+        self.owns = self.owns or name in self.owned
         if self.contiguous and size <= self.bucket_size:
             self.account.add(GRADIENTS, -self.bucket_width * size)
         else:
@@ -129,17 +138,19 @@ class Partitioned(Layout):
             return
         copy = self.elements * self.bucket_width if self.ranks > 1 or self.compact else 0
         copy += self.elements * self.wire_width if self.wire_width != self.bucket_width else 0
-        self._keep()
+        if self.compact:
+            self._keep()
         with self.account.holding(BUFFERS, copy):
             pass
         if not self.compact:
+            self._keep()
             self.account.add(GRADIENTS, -self.large)
             self.large = 0
-        self.elements = 0
+        self.elements, self.owns = 0, False
 
     def _keep(self) -> None:
-        """Room for this rank's share, where there is none yet."""
-        if self.kept_now:
+        """Room for this rank's share, from the first bucket on that holds some of it."""
+        if self.kept_now or not self.owns:
             return
         self.kept_now = self._share()
         self.account.add(GRADIENTS, self.kept_now)
@@ -152,7 +163,7 @@ class Partitioned(Layout):
             return 0
         if self.compact:
             return sum(4 * key.size for key in self.keys)
-        return sum(self.width * most_in_partition(group, self.ranks) for group in self.sizes.groups)
+        return self.width * sum(self.owned.values())
 
     def end_micro_batch(self, micro: int, last: bool) -> None:
         """Reduce what is left; release the buckets."""
@@ -161,7 +172,7 @@ class Partitioned(Layout):
             return
         if self.stage == 1 and not self.overlap:
             for parameter in self.sizes.parameters:
-                self._into_bucket(parameter.size)
+                self._into_bucket(parameter.name)
         self._reduce()
         self.account.add(GRADIENTS, -self.large)
         self.large = 0

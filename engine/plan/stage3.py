@@ -156,6 +156,7 @@ class Stage3(Layout):
             return
         copies = self.elements * self.wire_width if self.wire_width != self.width else 0
         copies += self.elements * self.wire_width if self.tensors > 1 else 0
+        copies += self.elements * self.wire_width if self.place.by_gloo else 0
         with self.account.holding(BUFFERS, copies):
             pass
         self.account.add(GRADIENTS, -self.large)

@@ -19,14 +19,26 @@ def batch_flops(arch: ArchConfig, batch: PackedBatch) -> float:
     Per token 6 * (4 D^2 + 2 D I) per layer; per sequence of length s 12 D s^2 per layer for attention (half of it where
     causal); 6 D V per predicted token, and 6 D^2 for the transform of a masked-language-model head.
     """
-    hidden, layers = arch.hidden_size, arch.num_layers
-    dense = 6.0 * layers * (4 * hidden**2 + 2 * hidden * arch.intermediate_size) * batch.num_tokens
     squares = sum(length * length for length in batch.layout.lengths)
+    return flops_of(arch, batch.num_tokens, squares, batch.counts)
+
+
+def flops_of(arch: ArchConfig, num_tokens: float, squares: float, counts: Mapping[str, float]) -> float:
+    """The same from a batch's sizes.
+
+    Args:
+        arch: the architecture.
+        num_tokens: of all sequences.
+        squares: sum of the squared lengths of the sequences.
+        counts: targets of each term of the loss.
+    """
+    hidden, layers = arch.hidden_size, arch.num_layers
+    dense = 6.0 * layers * (4 * hidden**2 + 2 * hidden * arch.intermediate_size) * num_tokens
     attention = 12.0 * layers * hidden * squares * (0.5 if arch.causal else 1.0)
-    return dense + attention + _head_flops(arch, batch.counts)
+    return dense + attention + _head_flops(arch, counts)
 
 
-def _head_flops(arch: ArchConfig, counts: Mapping[str, int]) -> float:
+def _head_flops(arch: ArchConfig, counts: Mapping[str, float]) -> float:
     hidden = arch.hidden_size
     per_target = {"mlm": 6.0 * (hidden**2 + hidden * arch.vocab_size), "lm": 6.0 * hidden * arch.vocab_size}
     return sum(per_target.get(name, 0.0) * count for name, count in counts.items())
