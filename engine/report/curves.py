@@ -12,10 +12,9 @@ from engine.report.runs import HELD_OUT, Point, Run
 
 DOWNSTREAM = "downstream_"
 MAX_POINTS = 500
-LOSS, ACCURACY, PERPLEXITY, SCORES, OPTIMIZER, SPEED, OTHER = (
+LOSS, TARGETS, SCORES, OPTIMIZER, SPEED, OTHER = (
     "Loss",
-    "Accuracy",
-    "Perplexity",
+    "Accuracy and perplexity",
     "Downstream tasks",
     "Steps",
     "Speed and memory",
@@ -139,16 +138,21 @@ def in_unit(key: str, value: float) -> float:
 
 
 def _group(base: str) -> str:
-    for prefix, group in ((DOWNSTREAM, SCORES), ("loss_scale", OPTIMIZER), ("loss", LOSS), ("accuracy", ACCURACY)):
-        if base.startswith(prefix):
+    beginnings = {
+        DOWNSTREAM: SCORES,
+        "loss_scale": OPTIMIZER,
+        "loss": LOSS,
+        "accuracy": TARGETS,
+        "perplexity": TARGETS,
+    }
+    for beginning, group in beginnings.items():
+        if base.startswith(beginning):
             return group
-    if base.startswith("perplexity"):
-        return PERPLEXITY
     return OPTIMIZER if base in STEP_FIGURES else SPEED if base in SPEED_FIGURES else OTHER
 
 
 def _rank(base: str) -> tuple[int, int]:
-    groups = (LOSS, ACCURACY, PERPLEXITY, SCORES, OPTIMIZER, SPEED, OTHER)
+    groups = (LOSS, TARGETS, SCORES, OPTIMIZER, SPEED, OTHER)
     known = ("loss", *STEP_FIGURES, *SPEED_FIGURES)
     return groups.index(_group(base)), known.index(base) if base in known else len(known)
 

@@ -9,6 +9,7 @@ from engine.report.curves import Chart, Curve
 from preprocess.drawing import draw_svg
 
 WIDE, NARROW = (10.4, 3.1), (5.2, 2.7)  # inches
+FEW = 30  # points of a curve that are marked one by one
 LIGHT = ("#2563a8", "#d4570a", "#2b8a3e", "#9c36b5", "#c2255c", "#0b7285", "#946200", "#5c5f66")
 DARK = ("#7ab3ef", "#ff9d5c", "#69c779", "#d59bea", "#ff8fb1", "#5cc8d6", "#e2b84a", "#b3b8c0")
 MANY = 50.0  # range of positive figures from which on a chart that may be is logarithmic
@@ -32,7 +33,7 @@ def draw_chart(chart: Chart, num_runs: int, *, wide: bool) -> str:
 
     def draw(figure: Any) -> None:
         parts = [chart] if chart.beside is None else [chart, chart.beside]
-        for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+        for axes, part in zip(figure.subplots(1, len(parts), sharex=True, squeeze=False)[0], parts, strict=True):
             _draw(axes, part)
             if len(parts) > 1:
                 axes.set_ylabel(part.title)
@@ -64,9 +65,8 @@ def _draw(axes: Any, chart: Chart) -> None:
 
 def _draw_curve(axes: Any, curve: Curve) -> None:
     colour = _stand_in(curve.run)
-    few = len(curve.x) < 40
     look = {"linestyle": (0, (4, 2)) if curve.held_out else "-", "linewidth": 1.6, "color": colour}
-    if len(curve.x) == 1 or (curve.held_out and few):
+    if len(curve.x) <= FEW:
         look |= {"marker": "o", "markersize": 3.5, "markeredgewidth": 0}
     if curve.low is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)

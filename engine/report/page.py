@@ -54,9 +54,9 @@ def render_page(runs: Sequence[Run]) -> str:
 def _about(runs: Sequence[Run]) -> Iterator[str]:
     """What the runs are, and where they stand."""
     for run in runs:
-        swatch = "" if len(runs) == 1 else f"{_swatch(runs.index(run))}<b>{escape(run.name)}</b>: "
-        kind = escape(f"{_kind(run)}; {run.status()}")
-        yield f'<p class="status legend"><span>{swatch}{kind}</span></p>'
+        name, status = ("", f"; {run.status()}") if len(runs) == 1 else (f"<b>{escape(run.name)}</b>: ", "")
+        swatch = _swatch(runs.index(run)) if name else ""
+        yield f'<p class="status legend"><span>{swatch}{name}{escape(_kind(run) + status)}</span></p>'
         if run.num_unreadable:
             what = "a line" if run.num_unreadable == 1 else f"{run.num_unreadable:,} lines"
             yield f'<p class="soft">{escape(f"{what} of its metrics could not be read")}</p>'
