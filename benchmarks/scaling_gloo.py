@@ -94,6 +94,7 @@ def sent_per_byte(calls: dict[str, Begin], size: int, repeats: int, interface: s
     for name, begin in calls.items():
         distributed.barrier()
         before = int(counter.read_text())
+        distributed.barrier()  # no rank sends before all have read
         for _ in range(repeats):
             finish(begin())
         distributed.barrier()
