@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import yaml
 from safetensors import safe_open
 
 from engine.checkpoint.files import CheckpointManifest
+from engine.config.masking import MaskingConfig
+from engine.config.optimizer import OptimizerConfig
+from engine.config.schedule import ScheduleConfig
 from engine.convert.configs import read_json
 from engine.convert.model_folder import WEIGHTS
 
@@ -30,6 +33,7 @@ AUTO_CLASSES = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
 }
 TOLD = ("loss", "accuracy", "perplexity", "lr", "heldout_")  # what a figure's name begins with; no speeds, no rows
+TOLD_ALWAYS = ("name", "lr", "betas", "eps", "weight_decay", "warmup_steps", "warmup_ratio", "rate", "whole_word")
 SETTINGS = ("train.batch_size", "train.micro_batch_size", "data.seq_length", "max_length", "gradient_clipping", "seed")
 
 
@@ -130,10 +134,11 @@ def _model_rows(settings: Mapping[str, Any], folder: Path, architecture: str) ->
 def _training_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [(name.rpartition(".")[2].replace("_", " "), _at(settings, name)) for name in SETTINGS]
     rows = [(name, str(value)) for name, value in found if value is not None]
-    for name in ("optimizer", "schedule"):
-        rows.append((name, _in_words(settings["train"][name])))
+    optimizer, schedule = settings["train"]["optimizer"], settings["train"]["schedule"]
+    rows.append(("optimizer", _chosen(optimizer, OptimizerConfig(name=optimizer["name"]).completed())))
+    rows.append(("schedule", _chosen(schedule, ScheduleConfig(name=schedule["name"]).completed())))
     if "mlm" in str(settings.get("objective", "")):
-        rows.append(("masking", _in_words(settings["masking"])))
+        rows.append(("masking", _chosen(settings["masking"], MaskingConfig())))
     rows += [(f"stage {number + 1}", _in_words(stage)) for number, stage in enumerate(settings.get("stages", ()))]
     return [("precision", str(settings["precision"])), *rows]
 
@@ -142,6 +147,13 @@ def _at(tree: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         tree = tree.get(part, {}) if isinstance(tree, Mapping) else {}
     return None if tree == {} else tree
+
+
+def _chosen(group: Mapping[str, Any], default: OptimizerConfig | ScheduleConfig | MaskingConfig) -> str:
+    """The settings of a group that matter always, and those that are not the default."""
+    usual = json.loads(json.dumps(asdict(default)))
+    now = json.loads(json.dumps(group))
+    return _in_words({name: value for name, value in now.items() if name in TOLD_ALWAYS or value != usual.get(name)})
 
 
 def _in_words(group: Mapping[str, Any]) -> str:

@@ -116,7 +116,10 @@ def folder_of(path: Path, architecture: str | None) -> Path:
 
 SETTINGS = {
     "objective": "mlm", "seed": 1,
-    "train": {"steps": 9, "batch_size": 4, "optimizer": {"name": "lamb"}, "schedule": {"name": "x"}},
+    "train": {
+        "steps": 9, "batch_size": 4, "optimizer": {"name": "lamb", "betas": (0.9, 0.999), "momentum": 0.5},
+        "schedule": {"name": "wsd", "power": None, "decay_ratio": 0.2, "decay_shape": "linear"},
+    },
     "masking": {}, "data": {"tokenizer_digest": "ff"}, "arch": {"num_layers": 1}, "precision": "fp32", "world_size": 2,
     "deepspeed": {"zero_optimization": {"stage": 3}}, "versions": {"device": "GPU|<b>*", "torch": "2"},
     "stages": [{"steps": 4, "optimizer": None}, {"steps": 5, "schedule": {"name": "y", "warmup": 1}}],
@@ -146,6 +149,8 @@ def test_names_from_elsewhere_are_no_markup(tmp_path):
     assert "| `a\\|'b'?<i>` | 25.00% | 5 | 00 |" in text and "| `c` | 75.00% |  |  |" in text
     assert "| device | GPU\\|&lt;b&gt;\\* |" in text
     found = rows(text)
+    assert found["optimizer"] == "lamb, betas \\[0.9, 0.999\\], momentum 0.5"
+    assert found["schedule"] == "wsd, decay\\_ratio 0.2"
     assert found["parameters"] == "17" and found["ZeRO stage"] == "3"
     assert found["stage 2"] == "steps 5, schedule (y, warmup 1)" and found["stage 1"] == "steps 4"
     headers = [line.count(" | ") for line in text.splitlines() if line.startswith("| data")]
