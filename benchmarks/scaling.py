@@ -287,8 +287,8 @@ def gloo_beside(hosts: network.Hosts, rate: int, calls: int) -> dict[str, float]
     return {"megabits": rate, "bytes": size, **found, "hidden_share": share}
 
 
-def describe_machine() -> dict[str, Any]:
-    """Hardware and versions, for the results."""
+def describe_machine(command: str) -> dict[str, Any]:
+    """Hardware and versions, for the results, and what was run."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     packages = ("torch", "deepspeed", "numpy")
@@ -298,7 +298,7 @@ def describe_machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "load": os.getloadavg()[0],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "command": " ".join(sys.argv),
+        "command": command,
     }
 
 
@@ -337,7 +337,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = json.loads(output.read_text()) if output and output.exists() else {}
 
     def saver(part: str) -> Save:
-        about = {**describe_machine(), "model": arguments.model, "seq_length": arguments.seq_length, **vars(sizes)}
+        given = {name: getattr(arguments, name) for name in ("model", "seq_length", "stage")}
+        given["data"] = "given" if arguments.data else "sample text"
+        about = {**describe_machine(f"benchmarks/scaling.py {part}"), **given, **vars(sizes)}
 
         def save(found: Any) -> None:
             results[part] = {"about": about, "results": found}
