@@ -125,8 +125,8 @@ def _empty(config: Any, prefix: str = "") -> list[str]:
 def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     """What YAML would read otherwise than it is meant.
 
-    A switch without a value means true: ``--random_init`` is ``--random_init true``. In a ramp ``{5:64}`` is ``{5: 64}``,
-    where YAML sees one key without a value.
+    A switch without a value means true: ``--random_init`` is ``--random_init true``. In a ramp ``{5:64}`` is
+    ``{5: 64}``, where YAML sees one key without a value.
     """
     actions = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
     switches = {option for action in actions for option in action.option_strings}

@@ -131,6 +131,12 @@ class Trainer:
             batches.close()
             self._log.close()
 
+    def _write_scores(self, runs: DownstreamRuns) -> None:
+        """Lines of the checkpoints that were scored since the last call."""
+        assert self._log is not None
+        for step, figures in runs.lines():
+            self._log.write(step, figures)
+
     def _wait_for_scores(self) -> None:
         """At the end of the run: rank 0 waits for the fine-tunings that are left, the others for rank 0."""
         log, runs, stop = self._log, self.parts.downstream, self.parts.stop
@@ -155,8 +161,8 @@ class Trainer:
     def _after_step(self) -> None:
         """Log, evaluate, save and stop as the settings and signals ask for after a step."""
         config, step = self.parts.config, self.state.step
-        for scored, figures in self.parts.downstream.lines() if self.parts.downstream and self._log else ():
-            self._log.write(scored, figures)
+        if self.parts.downstream is not None:
+            self._write_scores(self.parts.downstream)
         last = step == self.parts.timeline.steps
         stopping = self._stop.is_set() and not last
         if last or stopping or step % config.log_every == 0:
