@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -63,3 +64,20 @@ def test_fp16_goes_on_from_a_checkpoint_as_if_unbroken(gzip_shards: Path, tmp_pa
     done = commands.run(commands.PRETRAIN, options(gzip_shards, again, "zero2"), env=ON_GPU)
     assert done.returncode == 0 and "going on from step 10" in done.stdout, done.stdout
     assert commands.losses(again) == pytest.approx(commands.losses(whole), rel=1e-3)
+
+
+def test_checkpoints_are_fine_tuned_beside_the_run_on_the_same_device(gzip_shards: Path, tmp_path: Path) -> None:
+    table = tmp_path / "train.tsv"
+    table.write_text("label\ttext_a\n" + "".join(f"{n % 2}\t{'good' if n % 2 else 'bad'} day {n}\n" for n in range(24)))
+    task = {
+        "ds_config": str(commands.DS_CONFIGS / "fp16.json"), "train_file": str(table), "dev_file": str(table),
+        "epochs": 1, "max_length": 16, "train": {"batch_size": 8, "tensorboard": False},
+    }  # fmt: skip
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(json.dumps({"every": 20, "tasks": {"toy": task}}))
+    more = ["--train.evaluate_with", plan, "--train.keep_checkpoints", "1"]
+    done = commands.run(commands.PRETRAIN, [*options(gzip_shards, tmp_path / "run", "zero2"), *more], env=ON_GPU)
+    assert done.returncode == 0, done.stdout
+    scored = [line["step"] for line in commands.metrics(tmp_path / "run") if "downstream_toy_dev_accuracy" in line]
+    assert scored == [20, 30], done.stdout
+    assert "fp16, ZeRO stage 1;" in (tmp_path / "run" / "downstream" / "step-30" / "toy.log").read_text()
