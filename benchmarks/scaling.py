@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import scaling_network as network
 from benchmarks.scaling_runs import CORES, Bench, Job, Measured, make_shards, rank_processes, run_ranks
-from benchmarks.scaling_theory import Setting, hidden_share, least_sent, payloads, ring_sent
+from benchmarks.scaling_theory import Setting, gloo_sent, hidden_share, least_sent, payloads, ring_sent
 
 MEGABYTE = 10**6
 GLOO_BYTES, GLOO_CALLS = 1 << 23, 4
@@ -248,7 +248,7 @@ def link_figures(measured: Measured) -> dict[str, Any]:
     return {
         "step_seconds": measured.step_seconds(WARM_STEPS),
         "blocked_seconds": statistics.median(sum(e["blocked"] for e in step["ops"].values()) for step in steps),
-        "sent": ring_sent({name: int(entry["bytes"]) for name, entry in measured.last_ops().items()}, 2),
+        "sent": gloo_sent({name: int(entry["bytes"]) for name, entry in measured.last_ops().items()}, 2),
         "async_share": sum(entry["async_calls"] for entry in ops) / sum(entry["calls"] for entry in ops),
     }
 

@@ -119,6 +119,11 @@ def ring_sent(measured: Mapping[str, int], ranks: int) -> float:
     return sum(ring_share(name, ranks) * size for name, size in measured.items())
 
 
+def gloo_sent(measured: Mapping[str, int], ranks: int) -> float:
+    """The same by torch's gloo, which does a reduce-scatter as an all-reduce of which each rank keeps its part."""
+    return sum(ring_share(REDUCES if name == SCATTERS else name, ranks) * size for name, size in measured.items())
+
+
 def hidden_share(compute: float, transfer: float, step: float) -> float:
     """Share of the time that could be hidden which was: 0 where work and transfer take turns, 1 where they overlap.
 

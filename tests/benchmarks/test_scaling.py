@@ -14,7 +14,7 @@ import pytest
 from benchmarks import scaling, scaling_network
 from benchmarks.scaling_runs import Bench, Job, Measured, make_shards, run_ranks
 from benchmarks.scaling_runs import Rank as Process
-from benchmarks.scaling_theory import Setting, hidden_share, least_sent, payloads, ring_sent
+from benchmarks.scaling_theory import Setting, gloo_sent, hidden_share, least_sent, payloads, ring_sent
 from tests import commands
 
 SIZES = (1000, 300, 20, 7)  # of a made-up model: 1,327 elements; 1,020 are above 10 and so on below
@@ -54,6 +54,7 @@ def test_payloads_by_hand() -> None:
 
 def test_ring_and_hidden_share_by_hand() -> None:
     assert ring_sent({"all_reduce": 800, "all_gather": 400, "reduce_scatter": 400, "broadcast": 40}, 4) == 1830
+    assert gloo_sent({"all_reduce": 800, "all_gather": 400, "reduce_scatter": 400}, 4) == 1200 + 300 + 600
     assert hidden_share(compute=2.0, transfer=1.0, step=3.0) == 0
     assert hidden_share(compute=2.0, transfer=1.0, step=2.0) == 1
     assert hidden_share(compute=1.0, transfer=2.0, step=2.5) == 0.5
