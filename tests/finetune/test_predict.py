@@ -51,11 +51,12 @@ def pairs(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return classifier(tmp_path_factory.mktemp("pairs"), gpt2, tiny.GPT2, pair=True)
 
 
+@pytest.mark.parametrize("fields", [tiny.GPT2, tiny.PRE_NORM_BERT], ids=["gpt2", "pre-norm-bert"])
 @pytest.mark.parametrize("pair", [False, True])
-def test_transformers_computes_the_logits_of_a_gpt2(pair: bool, gpt2: Path, tmp_path: Path) -> None:
+def test_transformers_computes_the_logits(pair: bool, fields: dict[str, object], gpt2: Path, tmp_path: Path) -> None:
     """In its natural call: AutoModel(**AutoTokenizer(text))."""
     transformers = pytest.importorskip("transformers")
-    folder = classifier(tmp_path / "model", gpt2, tiny.GPT2, pair)
+    folder = classifier(tmp_path / "model", gpt2, fields, pair)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     loaded = load_finetuned_model(str(folder))
@@ -63,7 +64,8 @@ def test_transformers_computes_the_logits_of_a_gpt2(pair: bool, gpt2: Path, tmp_
     for number in range(12):  # up to lengths that are cut
         texts = [tiny.sentence(number, 3 * number), *([tiny.sentence(number + 40, 1 + number)] if pair else [])]
         inputs = tokenizer(*texts, return_tensors="pt", truncation=True, max_length=24)
-        assert list(inputs) == ["input_ids", "attention_mask"]
+        segments = [] if "causal" in fields else ["token_type_ids"]
+        assert list(inputs) == ["input_ids", *segments, "attention_mask"]
         sequences, _ = loaded.builder.build(texts[:1], texts[1:] or None)
         assert inputs["input_ids"][0].tolist() == sequences[0].tokens.tolist()
         with torch.no_grad():

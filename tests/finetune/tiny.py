@@ -22,6 +22,7 @@ ENGLISH = (
 )
 WORDS = [*ENGLISH.split(), *"天地人山水火木金土日月星"]
 BERT = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48, "max_positions": 64}
+PRE_NORM_BERT = {**BERT, "norm_position": "pre"}
 GPT2 = {
     **BERT,
     "causal": True,
