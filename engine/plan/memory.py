@@ -91,7 +91,7 @@ def estimate_memory(
     )
     zero = settings.config.get("zero_optimization", {})
     offloads = device_of(zero, "offload_optimizer"), device_of(zero, "offload_param")
-    place = Place(settings, optimizer, world_size, *offloads, by_gloo=device_type == "cpu")
+    place = Place(settings, optimizer, world_size, *offloads)
     return max((_replay(sizes, place, trace, rank) for rank in _ranks(place)), key=lambda found: found.total)
 
 
@@ -155,3 +155,8 @@ def _trace(
         parameter.data = parameter.data.to(DTYPES[precision])
     batch = planned_batch(objective, lengths, masking_rate)
     return trace_micro_batch(model, planned, batch, device_type, checkpoint_layers)
+
+
+def number_of_parameters(arch: ArchConfig, objective: str) -> int:
+    """Parameters of a model with its heads, padding of the vocabulary included."""
+    return _sizes(arch, objective, json.dumps(asdict(OptimizerConfig()))).all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from engine.plan.account import BUFFERS, GRADIENTS, OPTIMIZER, WEIGHTS, Account
 from engine.plan.layouts import Key, Layout, Place
@@ -13,6 +14,15 @@ from engine.plan.trace import Trace
 PREFETCH, PERSISTENCE, LIVE, REUSE = 50_000_000, 100_000, 1_000_000_000, 1_000_000_000  # DeepSpeed's own defaults
 SUB_GROUP = 1_000_000_000
 EMBEDDING = "encoder.embeddings.word.weight"
+
+
+@dataclass
+class Gathered:
+    """Weights on their way: which of them no module has asked for yet, bytes, and whether they were copied out."""
+
+    awaited: set[str]
+    size: int
+    copied: bool = False
 
 
 class Stage3(Layout):
@@ -37,6 +47,7 @@ class Stage3(Layout):
         self.position, self.queue, self.elements, self.tensors = 0, 0, 0, 0
         self.available: set[str] = set()
         self.active: dict[str, int] = {}
+        self.coming: list[Gathered] = []
         self._add_resident()
 
     def _piece(self, parameter: Parameter) -> int:
@@ -94,26 +105,44 @@ class Stage3(Layout):
         for name in weights:
             self.active[name] = self.active.get(name, 0) + 1
         self._gather([name for name in weights if name not in self.available])
+        self._arrive(weights)
         self.position += 1
-        ahead: list[str] = []
-        room = min(self.prefetch, self.live - sum(self.all[name].size for name in self.available))
         self.queue = max(self.queue, self.position)
-        while self.queue < len(self.order) and sum(self.all[name].size for name in ahead) < room:
-            ahead += [name for name in self.order[self.queue] if name not in self.available and name not in ahead]
+        room = min(self.prefetch, self.live - sum(self.all[name].size for name in self.available))
+        ahead: list[str] = []
+        filled = 0
+        while self.queue < len(self.order) and filled < room:
+            fresh = [name for name in self.order[self.queue] if name not in self.available and name not in ahead]
+            ahead += fresh
+            filled += sum(self.all[name].size for name in fresh if name not in self.persistent)
             self.queue += 1
         self._gather(ahead)
 
     def _gather(self, names: Sequence[str]) -> None:
-        """Whole weights; several at once are gathered in one buffer and then copied out of it."""
+        """Ask for weights: one in its own memory, several in a buffer that they are copied out of when they arrive."""
         missing = [name for name in names if name not in self.persistent]
         self.available.update(missing)
-        size = self.width * sum(self.all[name].size for name in missing)
-        if self.ranks == 1 and self.place.offload_param == "none":
+        if not missing or (self.ranks == 1 and self.place.offload_param == "none"):
             return
-        self.account.add(WEIGHTS, size)
-        if len(missing) > 1:
-            with self.account.holding(BUFFERS, size):
-                pass
+        size = self.width * sum(self.all[name].size for name in missing)
+        if len(missing) == 1:
+            self.account.add(WEIGHTS, size)
+            return
+        self.account.add(BUFFERS, size)
+        self.coming.append(Gathered(set(missing), size))
+
+    def _arrive(self, weights: Sequence[str]) -> None:
+        """The first weight of a buffer that is needed has all of it copied; the last one releases it."""
+        for gathered in self.coming:
+            if gathered.awaited.isdisjoint(weights):
+                continue
+            if not gathered.copied:
+                self.account.add(WEIGHTS, gathered.size)
+                gathered.copied = True
+            gathered.awaited.difference_update(weights)
+            if not gathered.awaited:
+                self.account.add(BUFFERS, -gathered.size)
+        self.coming = [gathered for gathered in self.coming if gathered.awaited]
 
     def _leave(self, module: str) -> None:
         weights = self._weights_of(module)
@@ -156,7 +185,6 @@ class Stage3(Layout):
             return
         copies = self.elements * self.wire_width if self.wire_width != self.width else 0
         copies += self.elements * self.wire_width if self.tensors > 1 else 0
-        copies += self.elements * self.wire_width if self.place.by_gloo else 0
         with self.account.holding(BUFFERS, copies):
             pass
         self.account.add(GRADIENTS, -self.large)
@@ -169,6 +197,7 @@ class Stage3(Layout):
 
     def step(self) -> None:
         """All weights are released; sub-group by sub-group a copy of the gradients, and the optimizer's step."""
+        self._arrive([name for gathered in self.coming for name in gathered.awaited])
         for name in list(self.available):
             self._release(name)
         if self.place.offload_optimizer != "none":

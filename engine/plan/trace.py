@@ -7,6 +7,7 @@ without a GPU, or with little memory, plans for any other.
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -140,7 +141,8 @@ def trace_micro_batch(
             if isinstance(module, Attention):
                 module.attend = _attend_on_gpu
     allocations = _Allocations(events)
-    with mode, _hooks(model, events):
+    with mode, _hooks(model, events), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
         batch = _stand_in_batch(batch, mode)
         allocations.know([*model.parameters(), *model.buffers()])
         with allocations:

@@ -1,0 +1,159 @@
+"""A plan as text and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.plan.account import PARTS
+from engine.plan.planning import GIB, Candidate, Plan
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """All figures: bytes, seconds, operations."""
+    setup, duration = plan.setup, plan.duration
+    return {
+        "model": setup.config.model,
+        "parameters": plan.parameters,
+        "objective": setup.objective,
+        "vocab_size": setup.arch.vocab_size,
+        "gpus": setup.config.gpus,
+        "gpu_memory_bytes": int(setup.config.gpu_memory * GIB),
+        "room_bytes": setup.room,
+        "fits": plan.best.fits,
+        "candidates": [_candidate(candidate) for candidate in plan.candidates],
+        "best": _candidate(plan.best),
+        "largest": _candidate(plan.largest) if plan.largest else None,
+        "advice": [_candidate(candidate) for candidate in plan.advice],
+        "steps": duration.steps,
+        "tokens": duration.tokens,
+        "flops": duration.flops,
+        "mfu": setup.config.mfu,
+        "peak_tflops": setup.peak_tflops,
+        "seconds": duration.seconds,
+        "days": duration.days,
+        "epochs": duration.epochs,
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "ds_config": candidate.file,
+        "micro_batch_size": list(candidate.micro_batches),
+        "activation_checkpointing": candidate.checkpointing,
+        "memory_bytes": candidate.memory.parts,
+        "total_bytes": candidate.memory.total,
+        "host_bytes": candidate.memory.host_parts,
+        "fits": candidate.fits,
+    }
+
+
+def as_text(plan: Plan) -> str:
+    """The plan for a reader, GiB in its table."""
+    parts = [_head(plan), _table(plan), _verdict(plan), _time(plan), _assumed(plan)]
+    return "\n\n".join(parts)
+
+
+def _head(plan: Plan) -> str:
+    setup, arch = plan.setup, plan.setup.arch
+    config, first = setup.config, setup.timeline.at(0)
+    lengths = " then ".join(map(str, setup.timeline.lengths()))
+    return "\n".join(
+        [
+            f"{config.model}: {plan.parameters / 1e6:,.1f} M parameters ({arch.num_layers} layers x "
+            f"{arch.hidden_size}), objective {setup.objective}",
+            f"vocabulary   {arch.vocab_size:,} tokens ({setup.vocabulary})",
+            f"run          {setup.timeline.steps:,} steps of {first.batch_size:,} rows x {lengths} tokens, "
+            f"{first.optimizer.name}" + (", layers computed again" if plan.best.checkpointing else ""),
+            f"machines     {config.gpus:,} GPU(s) of {config.gpu_memory:g} GiB, of which {setup.room / GIB:.1f} are "
+            f"planned with",
+        ]
+    )
+
+
+def _table(plan: Plan) -> str:
+    """Memory of one rank by part, a line for each file."""
+    header = ["GiB of one rank", "micro-batch", *PARTS, "total", "host", ""]
+    rows = [header]
+    for candidate in plan.candidates:
+        memory = candidate.memory
+        rows.append(
+            [
+                Path(candidate.file).name,
+                _sizes(candidate),
+                *(f"{memory.parts.get(part, 0) / GIB:.2f}" for part in PARTS),
+                f"{memory.total / GIB:.2f}",
+                f"{memory.host_total / GIB:.2f}" if memory.host_parts else "-",
+                "fits" if candidate.fits else "does not fit",
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(_aligned(row, widths) for row in rows)
+
+
+def _aligned(row: list[str], widths: list[int]) -> str:
+    """The first cell to the left, figures to the right, the verdict as it is."""
+    figures = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
+    return "  ".join([row[0].ljust(widths[0]), *figures, row[-1]]).rstrip()
+
+
+def _sizes(candidate: Candidate) -> str:
+    return ",".join(map(str, candidate.micro_batches))
+
+
+def _verdict(plan: Plan) -> str:
+    best = plan.best
+    if best.fits:
+        options = f"--ds_config {_shown(best.file)} --train.micro_batch_size {max(best.micro_batches)}"
+        if plan.setup.config.stages:
+            options = f"--ds_config {_shown(best.file)}, with stages' micro_batch_size {_sizes(best)}"
+        more = plan.largest.micro_batches if plan.largest else best.micro_batches
+        larger = f"\nlargest      --train.micro_batch_size {max(more)} fits too" if more != best.micro_batches else ""
+        return f"fits         {options}{larger}"
+    lines = [f"does not fit {_shown(best.file)} needs {(best.memory.total - plan.setup.room) / GIB:.2f} GiB more"]
+    for change in plan.advice:
+        again = " --train.activation_checkpointing true" if change.checkpointing else ""
+        options = f"--ds_config {_shown(change.file)} --train.micro_batch_size {max(change.micro_batches)}{again}"
+        lines.append(f"would fit    {options} ({change.memory.total / GIB:.2f} GiB{_on_host(change)})")
+    if not plan.advice:
+        lines.append("nothing here would make it fit: take more GPUs or larger ones, shorter rows, or zero3_nvme.json")
+    return "\n".join(lines)
+
+
+def _on_host(candidate: Candidate) -> str:
+    return f" and {candidate.memory.host_total / GIB:.2f} GiB of the host" if candidate.memory.host_parts else ""
+
+
+def _shown(file: str) -> str:
+    path = Path(file)
+    return str(Path(path.parent.name) / path.name) if path.is_absolute() else file
+
+
+def _time(plan: Plan) -> str:
+    duration, config = plan.duration, plan.setup.config
+    flops = config.gpus * plan.setup.peak_tflops * config.mfu
+    lines = [
+        f"steps        {duration.steps:,}, {duration.tokens / duration.steps:,.0f} tokens each, "
+        f"{duration.tokens / 1e9:,.2f} billion in all"
+        + (f", {duration.epochs:.2f} epochs" if duration.epochs is not None else ""),
+        f"work         {duration.flops:.3g} operations at {flops:,.0f} TFLOP/s ({config.gpus} x "
+        f"{plan.setup.peak_tflops:g} x MFU {config.mfu:g})",
+        f"time         {_duration(duration.seconds)} ({duration.tokens / duration.seconds:,.0f} tokens a second)",
+    ]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 2 * 86_400:
+        return f"{seconds / 86_400:,.1f} days"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 7200 else f"{seconds / 60:.1f} minutes"
+
+
+def _assumed(plan: Plan) -> str:
+    config, text = plan.setup.config, plan.setup.text
+    rows = "each row is one sequence" if text.tokens is None else "documents are of their mean length"
+    return (
+        f"assumed: MFU {config.mfu:g}; {rows}; {config.margin:.0%} of a GPU for its context, NCCL and fragmentation;\n"
+        "no time for evaluation, checkpoints, offload or restarts. The parts are those of the moment at which a rank\n"
+        "needs most. What is counted, and how it was checked: docs/planning.md"
+    )
