@@ -31,8 +31,10 @@ from engine.launch.forwarded import (
     user_entries,
 )
 from engine.launch.hosts import Hosts, choose_hosts
+from engine.launch.nodes import TOLD, environment_of, master_address, nodes_text
 
 ENTRIES = {"engine.pretrain": "engine/pretrain.py", "finetune.run": "finetune/run.py"}  # they decode arguments
+WITHOUT_ADDRESS = ("openmpi", "mvapich")  # DeepSpeed leaves the address of rank 0 to its own mpi4py there
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
@@ -54,6 +56,9 @@ def launch(argv: Sequence[str]) -> int:
     wanted = list(options.user_args)
     refuse_harmful(options, hosts)
     variables = forwarded(environ, user, options.export) if hosts.remote else {}
+    if hosts.remote and options.launcher.lower() in WITHOUT_ADDRESS:
+        found = {"MASTER_ADDR": master_address(options, hosts), "MASTER_PORT": str(options.master_port)}
+        variables = {**found, **variables}
     text = file_text(variables, options.launcher.lower())
     for note in notes_on(environ, variables, user) if hosts.remote else ():
         print(f"note: {note}", file=sys.stderr, flush=True)
@@ -142,8 +147,6 @@ def is_dry_run(options: argparse.Namespace, arguments: Sequence[str]) -> bool:
 
 def dry_run(options: argparse.Namespace, hosts: Hosts, arguments: Sequence[str], variables: dict[str, str]) -> int:
     """Print the script's own dry run, made here with the ranks of all hosts, after what each host would start."""
-    from engine.launch.nodes import TOLD, environment_of, nodes_text
-
     if not decodes(options):
         raise UsageError(f"--dry_run needs {' or '.join(ENTRIES.values())}, not {options.user_script}")
     first = next(iter(hosts.slots))

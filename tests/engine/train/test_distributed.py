@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -150,3 +151,36 @@ def test_rank_zero_may_keep_a_connection_of_each_rank(monkeypatch):
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * 16 + 1024
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Gives this process so many GPUs, and a rank on its node."""
+
+    def make(count: int, local_rank: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+
+    return make
+
+
+def test_a_rank_has_the_gpu_of_its_number_or_the_only_one_it_sees(gpus):
+    gpus(8, 5)
+    assert distributed.device_index() == 5
+    gpus(1, 5)  # srun --gpus-per-task 1
+    assert distributed.device_index() == 0
+    gpus(4, 4)
+    with pytest.raises(ValueError, match=r"LOCAL_RANK is 4, but .* has 4 GPUs for this process: start at most 4 ranks"):
+        distributed.device_index()
+
+
+def test_deepspeed_is_told_the_gpu_and_the_rank_stays(gpus, monkeypatch):
+    gpus(1, 5)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "5")
+    with distributed.local_rank_for_deepspeed():
+        assert distributed.local_rank() == 0 and os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == "0"
+    assert distributed.local_rank() == 5 and os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == "5"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with distributed.local_rank_for_deepspeed():
+        assert distributed.local_rank() == 5
