@@ -16,6 +16,7 @@ from engine.checkpoint.files import write_text
 from engine.checkpoint.run_folder import MODEL, RunFolder
 
 FOLDER, RESULTS, PICTURE, PREFIX = "downstream", "results.jsonl", "scores.svg", "downstream_"
+PALETTE = ("#2563a8", "#d4570a", "#2b8a3e", "#9c36b5", "#c2255c", "#0b7285")
 
 
 @dataclass(frozen=True)
@@ -121,35 +122,38 @@ class ScoreFolder:
         if not scores:
             return None
         require_matplotlib(f"{PICTURE} is drawn with matplotlib: pip install matplotlib; all scores are in {RESULTS}")
-        svg = draw_svg("downstream", "loss and scores of fine-tunings", self._draw, size=(7.4, 5.2))
+        svg = draw_svg("downstream", "loss and scores of fine-tunings", self._draw, size=(9.0, 5.2))
         colours = "<style>svg { color: #1c2024; background: #fff; --accent: #2563a8; --line: #e0e3e8 }</style>"
         svg = svg.replace(">", f' xmlns="http://www.w3.org/2000/svg">{colours}', 1)
         write_text(self.path / PICTURE, svg + "\n")
         return self.path / PICTURE
 
     def _draw(self, figure: Any) -> None:
-        from preprocess.drawing import ACCENT, TEXT
+        from preprocess.drawing import ACCENT
 
+        beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False, "fontsize": 8}
         above, below = figure.subplots(2, sharex=True)
         for key, style in (("loss", ":"), ("heldout_loss", "-")):
             points = self._curve(key)
             if points:
                 above.plot(*zip(*points, strict=True), color=ACCENT, linestyle=style, label=key, linewidth=1.6)
         above.set_ylabel("loss")
-        above.legend(frameon=False)
+        if above.lines:
+            above.legend(**beside)
         curves: dict[str, list[tuple[int, float]]] = {}
         for score in sorted(self.scores(), key=lambda score: score.step):
             for name, value in score.figures.items():
                 if not name.endswith("loss"):
                     curves.setdefault(f"{score.task} {name}", []).append((score.step, value))
-        markers = ("o", "s", "^", "D", "v", "P")
         for number, (name, points) in enumerate(curves.items()):
-            colour = (ACCENT, TEXT)[number % 2]
-            marker = markers[number // 2 % len(markers)]
-            below.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=name, linewidth=1.2)
+            style: dict[str, Any] = {
+                "color": PALETTE[number % len(PALETTE)],
+                "marker": "os^Dv"[number // len(PALETTE) % 5],
+            }
+            below.plot(*zip(*points, strict=True), **style, markersize=4, label=name, linewidth=1.4)
         below.set_xlabel("step")
         below.set_ylabel("score")
-        below.legend(frameon=False, fontsize=8)
+        below.legend(**beside)
 
     def _curve(self, key: str) -> list[tuple[int, float]]:
         return [(line["step"], line[key]) for line in self.metrics() if line.get(key) is not None]
