@@ -146,11 +146,11 @@ class ScoreFolder:
                 if not name.endswith("loss"):
                     curves.setdefault(f"{score.task} {name}", []).append((score.step, value))
         for number, (name, points) in enumerate(curves.items()):
-            style: dict[str, Any] = {
+            look: dict[str, Any] = {
                 "color": PALETTE[number % len(PALETTE)],
                 "marker": "os^Dv"[number // len(PALETTE) % 5],
             }
-            below.plot(*zip(*points, strict=True), **style, markersize=4, label=name, linewidth=1.4)
+            below.plot(*zip(*points, strict=True), **look, markersize=4, label=name, linewidth=1.4)
         below.set_xlabel("step")
         below.set_ylabel("score")
         below.legend(**beside)
