@@ -121,7 +121,7 @@ def file_text(variables: Mapping[str, str], launcher: str) -> str:
     """
     lines, problems = [], []
     for name, value in variables.items():
-        plain = bool(UNQUOTED.fullmatch(value)) and value == value.strip()
+        plain = bool(UNQUOTED.fullmatch(value))
         if "\n" in value or "\r" in value or "\0" in value:
             problems.append(f"{name} has a line break, which DeepSpeed's environment file cannot hold; unset it")
         elif launcher != "pdsh" and not plain:

@@ -16,9 +16,10 @@ from engine.launch.hosts import Hosts
 
 TOLD = "ENGINE_LAUNCH_TOLD"  # in a dry run: commands and environment were printed for all hosts already
 
-SHOWN = (
-    "CUDA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "KMP_", "UCX_", "DS_ACCELERATOR", "TORCHELASTIC_",
-)  # fmt: skip  # what a rank shows of its environment beside NAMES
+SHOWN = (  # what a rank shows of its environment beside NAMES
+    "CUDA_", "NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_EXTENSIONS_DIR", "PYTORCH_ALLOC", "PYTORCH_CUDA_ALLOC", "OMP_",
+    "MKL_", "KMP_", "UCX_", "DS_ACCELERATOR",
+)  # fmt: skip
 
 
 def environment_of(options: argparse.Namespace, hosts: Hosts, host: str, local_rank: int) -> dict[str, str]:
@@ -56,6 +57,7 @@ def nodes_text(options: argparse.Namespace, hosts: Hosts, variables: Mapping[str
         lines.append(f"  {host}: {spread('rank', first, last)} on devices {','.join(map(str, devices))}")
         of_first = environment_of(options, hosts, host, 0)
         lines.append(f"    command of rank {first}: {shlex.join(rank_command(options, of_first['LOCAL_RANK']))}")
+        of_first["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         lines.append(f"    environment of rank {first}: {environment_line(of_first)}")
     if any(argument.startswith(OPTION) for argument in options.user_args):
         lines.append("  base64: stands for arguments that shells would change; the ranks read them as they were given")
