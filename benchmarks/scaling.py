@@ -33,12 +33,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import scaling_network as network
 from benchmarks.scaling_runs import CORES, Bench, Job, Measured, make_shards, rank_processes, run_ranks
-from benchmarks.scaling_theory import Setting, gloo_sent, hidden_share, least_sent, payloads, ring_sent
+from benchmarks.scaling_theory import (
+    Setting,
+    gloo_sent,
+    hidden_of_blocked,
+    hidden_share,
+    least_sent,
+    payloads,
+    ring_sent,
+)
 
 MEGABYTE = 10**6
 GLOO_BYTES, GLOO_CALLS = 1 << 23, 4
 RELEASED = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
 OWNERS = {"use_multi_rank_bucket_allreduce": False}
+BIG = ("all_reduce", "all_gather", "reduce_scatter")  # collectives of weights and gradients
 WARM_STEPS = 2  # recorded steps that are left out of times
 
 Save = Callable[[Any], None]
@@ -72,12 +81,12 @@ class Sizes:
     accumulations: tuple[int, ...] = (1, 2)
     variants: bool = True
     link_stages: tuple[int, ...] = (2, 3)
-    rates: tuple[int, ...] = (1000, 300)
+    rates: tuple[int, ...] = (500, 200)
 
 
 QUICK = Sizes(
     rounds=1, steps=5, rows=4, accumulation=2, ranks=(1, 2), byte_steps=2, precisions=("fp32",), accumulations=(2,),
-    variants=False, link_stages=(2,), rates=(1000,),
+    variants=False, link_stages=(2,), rates=(200,),
 )  # fmt: skip
 
 
@@ -245,9 +254,11 @@ def link_figures(measured: Measured) -> dict[str, Any]:
     """Step time of a run, the time that its main thread stood in collectives, and what was begun ahead."""
     steps = measured.records[0][WARM_STEPS:]
     ops = [entry for step in steps for entry in step["ops"].values()]
+    blocked = {name: [step["ops"].get(name, {"blocked": 0.0})["blocked"] for step in steps] for name in BIG}
     return {
         "step_seconds": measured.step_seconds(WARM_STEPS),
         "blocked_seconds": statistics.median(sum(e["blocked"] for e in step["ops"].values()) for step in steps),
+        **{f"blocked_in_{name}": statistics.median(seconds) for name, seconds in blocked.items()},
         "sent": gloo_sent({name: int(entry["bytes"]) for name, entry in measured.last_ops().items()}, 2),
         "async_share": sum(entry["async_calls"] for entry in ops) / sum(entry["calls"] for entry in ops),
     }
@@ -263,9 +274,11 @@ def summarize_link(times: dict[tuple[int, bool, int | None], list[dict[str, Any]
         free = times.get((stage, overlap, None), [])
         entry["to_no_limit"] = step_ratio(figures, free)
         if rate is not None and free:
-            compute = statistics.median(one["step_seconds"] - one["blocked_seconds"] for one in free)
             entry["transfer_seconds"] = entry["sent"] * 8 / rate / MEGABYTE
-            entry["hidden_share"] = hidden_share(compute, entry["transfer_seconds"], entry["step_seconds"])
+            entry["hidden_share"] = statistics.median(
+                hidden_of_blocked(one["blocked_seconds"], slow["blocked_seconds"], entry["transfer_seconds"])
+                for one, slow in zip(free, figures, strict=False)
+            )
         found.append({**entry, "rounds": figures})
     return found
 

@@ -136,3 +136,14 @@ def hidden_share(compute: float, transfer: float, step: float) -> float:
     if shorter <= 0:
         return math.nan
     return (compute + transfer - step) / shorter
+
+
+def hidden_of_blocked(free: float, blocked: float, transfer: float) -> float:
+    """Share of the transfer that the main thread did not stand still for; independent of how fast it computes.
+
+    Args:
+        free: seconds that a step stands in collectives where the link is fast.
+        blocked: the same over the slow link.
+        transfer: seconds that a step's bytes take on the slow link.
+    """
+    return 1 - (blocked - free) / transfer
