@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+import torch
+
 from engine.config.deepspeed_json import Device
-from engine.launch.dry_run import batch_lines, computation_lines, folder_state, model_lines
+from engine.launch.dry_run import batch_lines, computation_lines, estimate_lines, folder_state, model_lines
 from engine.launch.nodes import TOLD, here_text
+from engine.models.model import Model
+from engine.models.transformer import Transformer
+from engine.plan.memory import estimate_batch
 from engine.train.distributed import global_rank, local_rank, world_size
 from engine.train.run import device_to_check
 from engine.train.timeline import Timeline
@@ -40,6 +46,7 @@ def plan_text(resolved: Resolved, ranks: int, device: Device, state: str) -> str
     lines += batch_lines(timeline, ranks, unit="examples")
     lines += data_lines(resolved)
     lines += computation_lines(resolved.settings, config.ds_config, config.backend, device)
+    lines += memory_lines(resolved, ranks, device)
     lines.append(f"run folder: {state}")
     return "\n".join(lines) + "\n"
 
@@ -58,3 +65,24 @@ def data_lines(resolved: Resolved) -> list[str]:
     starts = "random weights" if config.random_init else f"the weights of {resolved.folder}"
     lines.append(f"  {epochs:,.2f} epochs; labels {', '.join(resolved.task.labels)}; begins from {starts}")
     return [*lines, *(f"  note: {note}" for note in resolved.notes)]
+
+
+def memory_lines(resolved: Resolved, ranks: int, device: Device) -> list[str]:
+    """The memory of a rank on the longest examples of the training file."""
+    train, task, examples = resolved.config.train, resolved.task, resolved.files["train"]
+    lengths = np.array([len(sequence.tokens) for sequence in examples.sequences])
+    longest = np.argsort(-lengths, kind="stable")[: train.micro_batch_size]
+    batch = resolved.builder.pack([examples.sequences[number] for number in longest])
+    with torch.device("meta"):
+        model = Model(Transformer(resolved.arch), {task.name: task.make_head(resolved.arch)})
+    found = estimate_batch(
+        model=model,
+        objective=task,
+        batch=task.with_targets(batch, examples.targets[longest]),
+        settings=resolved.settings,
+        optimizer=train.optimizer,
+        world_size=ranks,
+        activation_checkpointing=train.activation_checkpointing,
+        device_type=device.type,
+    )
+    return estimate_lines(found, f"micro-batches of {len(longest)} of the longest examples")

@@ -182,12 +182,16 @@ def memory_lines(resolved: Resolved, ranks: int, device: Device) -> list[str]:
         ((estimate(resolved, step, ranks, device), step) for step in _kinds_of_steps(resolved.timeline)),
         key=lambda found: found[0].total,
     )
-    rows = f"{step.micro_batch_size} rows of {step.seq_length:,} tokens"
-    lines = [f"memory of a rank (estimated, in micro-batches of {rows}): {size_text(heaviest.total)}"]
-    lines += [f"  {name} {size_text(size)}" for name, size in heaviest.parts.items() if size]
-    if heaviest.host_parts:
-        lines.append(f"  on the host {size_text(heaviest.host_total)}:")
-        lines += [f"    {name} {size_text(size)}" for name, size in heaviest.host_parts.items()]
+    return estimate_lines(heaviest, f"micro-batches of {step.micro_batch_size} rows of {step.seq_length:,} tokens")
+
+
+def estimate_lines(found: MemoryEstimate, batches: str) -> list[str]:
+    """An estimate, part by part."""
+    lines = [f"memory of a rank (estimated, in {batches}): {size_text(found.total)}"]
+    lines += [f"  {name} {size_text(size)}" for name, size in found.parts.items() if size]
+    if found.host_parts:
+        lines.append(f"  on the host {size_text(found.host_total)}:")
+        lines += [f"    {name} {size_text(size)}" for name, size in found.host_parts.items()]
     return lines
 
 

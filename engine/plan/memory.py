@@ -13,6 +13,9 @@ from engine.config.arch import ArchConfig
 from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.deepspeed_zero import device_of
 from engine.config.optimizer import OptimizerConfig
+from engine.data.batch import PackedBatch
+from engine.models.model import Model
+from engine.objectives.base import Objective
 from engine.optim.groups import freeze
 from engine.plan.account import Account
 from engine.plan.batches import planned_batch, planned_objective
@@ -89,6 +92,43 @@ def estimate_memory(
     trace = _trace(
         arch, objective, settings.precision, rows, masking_rate, activation_checkpointing, device_type, frozen
     )
+    return _of_most(sizes, trace, settings, optimizer, world_size)
+
+
+def estimate_batch(
+    *,
+    model: Model,
+    objective: Objective,
+    batch: PackedBatch,
+    settings: DeepSpeedSettings,
+    optimizer: OptimizerConfig,
+    world_size: int,
+    activation_checkpointing: bool,
+    device_type: str,
+) -> MemoryEstimate:
+    """The same for any objective and any micro-batch, such as those of fine-tuning.
+
+    Args:
+        model: on the device ``meta``; it is changed.
+        objective: what is learned.
+        batch: a micro-batch; only its sizes matter.
+        settings: the completed DeepSpeed file.
+        optimizer: the optimizer.
+        world_size: ranks.
+        activation_checkpointing: whether layers are computed again in the backward pass.
+        device_type: cuda or cpu.
+    """
+    sizes = sizes_of(model, optimizer)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[settings.precision])
+    trace = trace_micro_batch(model, objective, batch, device_type, activation_checkpointing)
+    return _of_most(sizes, trace, settings, optimizer, world_size)
+
+
+def _of_most(
+    sizes: ModelSizes, trace: Trace, settings: DeepSpeedSettings, optimizer: OptimizerConfig, world_size: int
+) -> MemoryEstimate:
+    """What the rank that needs most needs."""
     zero = settings.config.get("zero_optimization", {})
     offloads = device_of(zero, "offload_optimizer"), device_of(zero, "offload_param")
     place = Place(settings, optimizer, world_size, *offloads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from engine.config.cli import UsageError, parse_config
@@ -40,9 +42,13 @@ def test_the_plan(options, bert, tmp_path, capsys):
         f"  4.80 epochs; labels 0, 1; begins from the weights of {bert}\n",
         "; objective classification\n",
         "computation: fp32, ZeRO stage 0 (",
+        "memory of a rank (estimated, in micro-batches of 2 of the longest examples): ",
+        "\n  activations ",
         "run folder: runs/finetune is new: the run begins at step 0 of 12\n",
     ):
         assert line in text, text
+    size = int(re.findall(r"  ([\d,]+) parameters: ", text)[0].replace(",", ""))
+    assert f"\n  weights {4 * size / 2**20:.1f} MiB\n" in text and f"\n  optimizer {8 * size / 2**20:.1f} MiB\n" in text
     assert sorted(tmp_path.iterdir()) == before
 
 
