@@ -217,6 +217,9 @@ def test_sources_of_a_mixture(tmp_path, shards):
     counts = (f"{manifest.counts['documents']:,}", f"{manifest.counts['tokens']:,}")
     assert first == ("a", str(shards), "70.00%, 70 rows so far", manifest.digest[:16], *counts)
     assert second[2:] == ("30.00%, 30 rows so far", "0" * 16, "-", "-")
+    changed = {"shards": str(shards), "manifest_digest": "1" * 64}  # made anew since
+    (row, _) = facts.data(load_runs([make_run(tmp_path / "b", [], {"data": changed})])).rows
+    assert row == ("b", str(shards), "all", "1" * 16, "-", "-")
     assert tokenizer == ("a", "tokenizer", "-", "f" * 16, "-", "-")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import shutil
@@ -81,3 +82,19 @@ def test_checkpoints_are_fine_tuned_beside_the_run_on_the_same_device(gzip_shard
     scored = [line["step"] for line in commands.metrics(tmp_path / "run") if "downstream_toy_dev_accuracy" in line]
     assert scored == [20, 30], done.stdout
     assert "fp16, ZeRO stage 1;" in (tmp_path / "run" / "downstream" / "step-30" / "toy.log").read_text()
+
+
+def test_a_trace_shows_what_the_gpu_does(gzip_shards: Path, tmp_path: Path) -> None:
+    more = ("--profile", "--train.steps", "6", "--train.peak_tflops", "100")
+    done = commands.run(commands.PRETRAIN, [*options(gzip_shards, tmp_path / "run", "zero2_bf16"), *more], env=ON_GPU)
+    assert done.returncode == 0, done.stdout
+    (trace,) = (tmp_path / "run" / "profile").glob("rank-0-step-4-6.json.gz")
+    with gzip.open(trace) as file:
+        events = json.load(file)["traceEvents"]
+    assert {"data", "forward", "backward", "optimizer"} <= {event.get("name") for event in events}
+    assert sum(event.get("cat") == "kernel" for event in events) > 100
+    table = (tmp_path / "run" / "profile" / "rank-0-step-4-6.txt").read_text()
+    assert "Self CUDA" in table
+    for line in commands.metrics(tmp_path / "run"):
+        if "loss" in line:
+            assert 0 < line["memory_bytes"] < torch.cuda.get_device_properties(0).total_memory and 0 < line["mfu"] < 1
