@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from engine.config.cli import UsageError
 from engine.launch import hosts
-from engine.launch.__main__ import decodes, is_dry_run, parse_options, refuse_harmful
+from engine.launch.__main__ import decodes, is_dry_run, launch, parse_options, refuse_harmful, run_deepspeed
 from engine.launch.hosts import Hosts, choose_hosts, is_this_host
 from tests import commands
 
@@ -156,3 +158,48 @@ def test_paths_that_deepspeed_gives_to_a_shell(monkeypatch, tmp_path):
         refuse_harmful(parse_options(["--venv_script", "x y", "s.py"]), TWO)
     with pytest.raises(UsageError, match=r"--master_addr 'a;b' is no name or address of a host"):
         refuse_harmful(parse_options(["--master_addr", "a;b", "s.py"]), TWO)
+
+
+@pytest.fixture
+def deepspeed_runner(monkeypatch):
+    """DeepSpeed's launcher, put back as it was after the test."""
+    from deepspeed.launcher import runner
+
+    for name in ("parse_args", "main", "DEEPSPEED_ENVIRONMENT_NAME"):
+        monkeypatch.setattr(runner, name, getattr(runner, name))
+    for name in ("PATH", "DS_ENV_FILE", "MLFLOW_TRACKING_TOKEN", "NCCL_DEBUG"):
+        monkeypatch.setenv(name, "/bin")
+    return runner
+
+
+def test_what_deepspeed_cannot_do_is_told_without_a_traceback(deepspeed_runner, tmp_path):
+    def fail(options):
+        raise RuntimeError("launcher 'pdsh' not installed.")
+
+    deepspeed_runner.main = fail
+    with pytest.raises(
+        UsageError, match=r"^launcher 'pdsh' not installed\.: apt-get install pdsh, or another --launch"
+    ):
+        run_deepspeed(parse_options(["s.py"]), tmp_path / "env")
+
+
+def test_deepspeed_gets_our_file_and_no_secret_and_its_code_is_ours(deepspeed_runner, tmp_path):
+    def end(options):
+        assert deepspeed_runner.parse_args(options) is options and options.user_script == "s.py"
+        assert deepspeed_runner.DEEPSPEED_ENVIRONMENT_NAME == os.environ["DS_ENV_FILE"] == str(tmp_path / "env")
+        assert "MLFLOW_TRACKING_TOKEN" not in os.environ and "NCCL_DEBUG" in os.environ
+        assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/bin"
+        raise SystemExit(75)
+
+    options = parse_options(["s.py"])
+    deepspeed_runner.main = end
+    assert run_deepspeed(options, tmp_path / "env") == 75
+    deepspeed_runner.main = lambda options: None
+    assert run_deepspeed(options, None) == 0
+
+
+def test_a_foreign_script_has_no_dry_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DS_ENV_FILE", raising=False)
+    with pytest.raises(UsageError, match=r"--dry_run needs engine/pretrain.py or finetune/run.py, not theirs.py"):
+        launch(["--num_gpus", "1", "--dry_run", "theirs.py"])
