@@ -109,7 +109,7 @@ def _verdict(plan: Plan) -> str:
             options = f"--ds_config {_shown(best.file)}, with stages' micro_batch_size {_sizes(best)}"
         more = plan.largest.micro_batches if plan.largest else best.micro_batches
         larger = f"\nlargest      --train.micro_batch_size {max(more)} fits too" if more != best.micro_batches else ""
-        return f"fits         {options}{larger}"
+        return f"fits         {options}{_asked(plan)}{larger}"
     lines = [f"does not fit {_shown(best.file)} needs {(best.memory.total - plan.setup.room) / GIB:.2f} GiB more"]
     for change in plan.advice:
         again = " --train.activation_checkpointing true" if change.checkpointing else ""
@@ -118,6 +118,15 @@ def _verdict(plan: Plan) -> str:
     if not plan.advice:
         lines.append("nothing here would make it fit: take more GPUs or larger ones, shorter rows, or zero3_nvme.json")
     return "\n".join(lines)
+
+
+def _asked(plan: Plan) -> str:
+    """That a file was not judged with the micro-batches of the run."""
+    asked = tuple(first.micro_batch_size for first, _ in plan.setup.phases())
+    if plan.setup.config.ds_config is None or asked == plan.best.micro_batches:
+        return ""
+    sizes = ",".join(map(str, asked))
+    return f"\nasked for    micro-batches of {sizes}, which do not fit or do not divide the rows of a rank"
 
 
 def _on_host(candidate: Candidate) -> str:

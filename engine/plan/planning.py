@@ -49,6 +49,14 @@ class Setup:
         """Bytes of a GPU that may be planned with."""
         return int(self.config.gpu_memory * (1 - self.config.margin) * GIB)
 
+    def phases(self) -> list[tuple[StepSettings, StepSettings]]:
+        """First and last step of each kind of step: those with the same rows, batch and micro-batch."""
+        found: dict[tuple[int, int, int], tuple[StepSettings, StepSettings]] = {}
+        for first, last, _ in self.timeline.phases():
+            key = first.seq_length, first.batch_size, first.micro_batch_size
+            found[key] = found.get(key, (first, last))[0], last
+        return list(found.values())
+
     @property
     def peak_tflops(self) -> float:
         """Of one GPU."""
@@ -190,14 +198,10 @@ def judge(setup: Setup, file: str, checkpointing: bool | None = None, limited: b
     """
     limited = setup.config.ds_config is not None if limited is None else limited
     checkpointing = setup.config.train.activation_checkpointing if checkpointing is None else checkpointing
-    phases: dict[tuple[int, int, int], tuple[StepSettings, StepSettings]] = {}
-    for first, last, _ in setup.timeline.phases():
-        key = first.seq_length, first.batch_size, first.micro_batch_size
-        phases[key] = phases.get(key, (first, last))[0], last
     sizes: list[int] = []
     worst: MemoryEstimate | None = None
     fits = True
-    for first, last in phases.values():
+    for first, last in setup.phases():
         size, memory = _largest(setup, file, (first, last), checkpointing, limited)
         sizes.append(size)
         fits = fits and memory.total <= setup.room

@@ -128,6 +128,8 @@ def take_steps(case: Case, folder: Path, mark: Callable[[str], None]) -> None:
             counts = {name: torch.tensor(float(count)) for name, count in batch.counts.items()}
             engine.micro_step(batch, counts, last=micro == case.accumulation - 1)
         mark(f"step{step}")
+    if engine.deepspeed.optimizer is not engine.optimizer:
+        vars(engine.deepspeed.optimizer).clear()  # DeepSpeed holds the wrapper until it makes the next one
 
 
 def allocations(work: Callable[[], None]) -> list[tuple[int, int]]:

@@ -1,0 +1,131 @@
+"""``python -m engine.plan`` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from engine.config.recipes import RECIPE_FOLDER, recipe_names
+from engine.plan.__main__ import main
+from tests import commands
+
+SMALL = ["--model", "bert-mini", "--gpus", "2", "--train.batch_size", "64"]
+RECIPES = recipe_names(RECIPE_FOLDER)
+
+
+def figures(capsys: pytest.CaptureFixture[str], *options: str, code: int = 0) -> dict:
+    assert main([*options, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shards in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "gpt2", "--gpus", "8", "--gpu_memory", "80"]) == 0
+    text = capsys.readouterr().out
+    assert "gpt2: 124.5 M parameters (12 layers x 768), objective lm" in text
+    assert "50,257 tokens (assumed, GPT-2's; --vocab_size gives another)" in text
+    assert "8 GPU(s) of 80 GiB, of which 72.0 are planned with" in text
+    lines = [line.split() for line in text.splitlines() if line.startswith("zero")]
+    assert [line[0] for line in lines] == [
+        f"{name}_bf16.json" for name in ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+    ]
+    assert all(sum(map(float, line[2:7])) == pytest.approx(float(line[7]), abs=0.03) for line in lines)
+    assert "fits         --ds_config ds_configs/zero0_bf16.json --train.micro_batch_size 32" in text
+    assert "8 x 989 x MFU 0.4" in text and "steps        100,000" in text
+
+
+def test_a_file_is_judged_with_its_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    found = figures(capsys, *SMALL, "--ds_config", str(commands.DS_CONFIGS / "zero1_bf16.json"))
+    assert [candidate["micro_batch_size"] for candidate in found["candidates"]] == [[8]]
+    assert found["largest"]["micro_batch_size"] == [32] and found["fits"]
+    assert found["seconds"] == pytest.approx(found["flops"] / (2 * 989e12 * 0.4))
+
+
+def test_a_run_that_does_not_fit_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "gpt2-large", "--gpus", "8", "--gpu_memory", "8", "--data.seq_length", "1024"]
+    file = str(commands.DS_CONFIGS / "zero1_bf16.json")
+    assert main([*options, "--ds_config", file]) == 1
+    text = capsys.readouterr().out
+    assert "does not fit ds_configs/zero1_bf16.json needs" in text and "GiB more" in text
+    assert "would fit    --ds_config ds_configs/zero2_bf16.json" in text
+    assert "--train.activation_checkpointing true" in text
+
+
+def test_a_smaller_micro_batch_than_asked_for_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(commands.DS_CONFIGS / "zero1_bf16.json")
+    assert main([*SMALL, "--ds_config", file, "--train.micro_batch_size", "24"]) == 0
+    text = capsys.readouterr().out
+    assert "fits         --ds_config ds_configs/zero1_bf16.json --train.micro_batch_size 16" in text
+    assert "asked for    micro-batches of 24, which do not fit or do not divide the rows of a rank" in text
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--gpu_memory", "0.05"]) == 1
+    assert "nothing here would make it fit: take more GPUs or larger ones" in capsys.readouterr().out
+
+
+def test_shards_give_vocabulary_and_epochs(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = figures(capsys, *SMALL, "--data.shards", str(shards), "--train.steps", "10")
+    manifest = json.loads((shards / "manifest.json").read_text())
+    tokens = sum(shard["num_tokens"] for shard in manifest["shards"])
+    assert found["vocab_size"] == manifest["tokenizer"]["vocab_size"]
+    assert found["epochs"] == pytest.approx(640 * 125 / tokens, rel=0.15)
+
+
+def test_a_gpu_before_bf16_is_planned_in_fp16(capsys: pytest.CaptureFixture[str]) -> None:
+    found = figures(capsys, *SMALL, "--gpu", "v100")
+    assert found["peak_tflops"] == 125.0
+    assert Path(found["best"]["ds_config"]).name == "zero0.json"
+    assert figures(capsys, *SMALL, "--train.peak_tflops", "10")["peak_tflops"] == 10.0
+
+
+@pytest.mark.parametrize("recipe", ["bert-large-lamb"])
+def test_a_recipe_is_taken_as_it_is(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe in RECIPES
+    options = ["--config", recipe, "--gpus", "64", "--arch.num_layers", "2"]
+    found = figures(capsys, *options, "--ds_config", str(commands.DS_CONFIGS / "zero1.json"))
+    assert found["steps"] == 8601 and len(found["best"]["micro_batch_size"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_can_be_planned(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figures(capsys, "--config", recipe, "--gpus", "64", "--arch.num_layers", "2")["days"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpus", "0"], "gpus is 0; it must be at least 1"),
+        (["--gpu_memory", "0"], "gpu_memory is 0.0; it must be the GiB of one GPU"),
+        (["--margin", "1"], "margin is 1.0; it must be in"),
+        (["--mfu", "40"], "mfu is 40.0; it must be above 0 and at most 1"),
+        (["--gpu", "h10"], "gpu is 'h10'; there are .*did you mean h100.*--train.peak_tflops"),
+        (["--vocab_size", "3"], "vocab_size is 3; it must be at least 8"),
+        (["--gpus", "3"], r"train.batch_size \(256\) must be a multiple .* 255 or 258"),
+        (["--model", "gpt2-x"], "unknown model 'gpt2-x'.*did you mean gpt2"),
+        (["--model", "bert-mini", "--data.seq_length", "1000"], "rows of 1000 tokens are above arch.max_positions"),
+        (["--model", "bert-mini", "--objective", "lm"], "objective lm needs a causal model"),
+        (["--objective", "mlms"], "unknown objective 'mlms'.*did you mean mlm"),
+        (["--data.shards", "nowhere"], "data.shards nowhere does not exist"),
+        (["--ds_config", "nowhere.json"], "nowhere.json: no such file"),
+        (["--gpu_mem", "80"], "unknown option --gpu_mem; did you mean --gpu_memory"),
+    ],
+)
+def test_mistakes(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_wrong_file_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = commands.write_ds_config(tmp_path / "ds.json", optimizer={"type": "Adam"})
+    assert main([*SMALL, "--ds_config", str(file)]) == 2
+    assert "'optimizer' is not DeepSpeed's here" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""Steps, tokens and days, counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.config.arch import ArchConfig
+from engine.config.train import TrainConfig
+from engine.plan.duration import FILL, Text, estimate_duration
+from engine.train.timeline import Timeline
+
+ARCH = ArchConfig(vocab_size=100, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16, causal=True)
+
+
+def stage(steps: int, batch: int, length: int, **ramps: dict[int, int]):
+    config = TrainConfig(steps=steps, batch_size=batch, batch_ramp=ramps.get("batch_ramp", {})).completed()
+    return config.stage(length, ramps.get("length_ramp", {}))
+
+
+def test_operations_of_one_stage_by_hand() -> None:
+    length = round(FILL * 1000)
+    found = estimate_duration(ARCH, "lm", Timeline([stage(10, 4, 1000)]), Text(None, None, 1), 1e6)
+    dense = 6 * 2 * (4 * 64 + 2 * 8 * 16) * length
+    attention = 12 * 2 * 8 * length**2 / 2
+    head = 6 * 8 * 100 * (length - 1)
+    assert found.tokens == 40 * length and found.steps == 10 and found.epochs is None
+    assert found.flops == pytest.approx(40 * (dense + attention + head))
+    assert found.seconds == pytest.approx(found.flops / 1e6) and found.days == found.seconds / 86400
+
+
+def test_stages_and_ramps_are_summed() -> None:
+    text = Text(None, None, 1)
+
+    def flops(*stages) -> float:
+        return estimate_duration(ARCH, "lm", Timeline(stages), text, 1.0).flops
+
+    ramped = stage(10, 8, 256, length_ramp={6: 64}, batch_ramp={3: 4})
+    parts = [stage(3, 4, 64), stage(3, 8, 64), stage(4, 8, 256)]
+    assert flops(ramped) == pytest.approx(flops(*parts)) == pytest.approx(sum(flops(part) for part in parts))
+
+
+def test_masked_tokens_count_at_their_mean_rate() -> None:
+    arch, stages = replace(ARCH, causal=False), [stage(2, 1, 100)]
+
+    def flops(rate) -> float:
+        return estimate_duration(arch, "mlm", Timeline(stages, rate), Text(None, None, 2), 1.0).flops
+
+    rising = flops(lambda progress: 0.1 + 0.4 * progress)  # 0.1 at the first step, 0.3 at the second
+    assert rising == pytest.approx((flops(lambda _: 0.1) + flops(lambda _: 0.3)) / 2)
+
+
+def test_text_gives_sequences_and_epochs() -> None:
+    short = Text(10_000, 200, 2)  # documents of 50 tokens: 52 with their special ones
+    assert short.lengths(512) == [51] * 9 + [50]
+    assert short.rows(512) == pytest.approx(10_000 / (509 - 20))
+    long = Text(1_000_000, 10, 2)  # cut into pieces of at most 510
+    assert long.lengths(512) == [509]
+    found = estimate_duration(replace(ARCH, causal=False), "mlm", Timeline([stage(10, 32, 512)]), short, 1.0)
+    assert found.epochs == pytest.approx(320 / short.rows(512))

@@ -1,0 +1,141 @@
+"""Estimates of memory against the peaks of real engines on one, two and four CPU ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config.optimizer import OptimizerConfig
+from engine.plan.memory import MemoryEstimate, estimate_memory
+from tests.engine.plan.peaks import Case, allocations
+from tests.engine.ranks import run_ranks
+
+pytest.importorskip("deepspeed")
+TOLERANCE = 0.08
+SMALL = {"checkpointing": True, "objective": "mlm", "micro_batch_size": 1}  # states decide, not activations
+OVERLAP = (("overlap_comm", True),)
+QUICK = {
+    1: [
+        Case(0), Case(0, "bf16", accumulation=2, **SMALL), Case(0, optimizer="lamb", **SMALL),
+        Case(2, "bf16", accumulation=2, checkpointing=True, objective="mlm"), Case(3, accumulation=2),
+    ],
+    2: [
+        Case(0, "bf16", **SMALL), Case(1, **SMALL), Case(1, "bf16", optimizer="lamb", **SMALL), Case(2, **SMALL),
+        Case(2, "bf16", zero=OVERLAP, accumulation=2, **SMALL), Case(3, **SMALL), Case(3, "bf16", accumulation=2),
+    ],
+}  # fmt: skip
+LONG = {
+    1: [
+        Case(stage, precision, accumulation=accumulation, checkpointing=checkpointing)
+        for stage in (0, 1, 2, 3)
+        for precision in ("fp32", "bf16")
+        for accumulation, checkpointing in ((1, False), (2, True))
+    ],
+    2: [
+        Case(stage, precision, optimizer, accumulation, **SMALL)
+        for stage in (0, 1, 2, 3)
+        for precision in ("fp32", "bf16")
+        for optimizer, accumulation in (("adamw", 1), ("lamb", 2), ("lion", 1), ("adafactor", 1), ("muon", 1))
+    ],
+    4: [
+        Case(stage, precision, accumulation=accumulation, **SMALL)
+        for stage in (0, 1, 2, 3)
+        for precision in ("fp32", "bf16")
+        for accumulation in (1, 2)
+    ],
+}
+
+
+def estimate(case: Case, ranks: int) -> MemoryEstimate:
+    return estimate_memory(
+        arch=case.architecture(),
+        objective=case.objective,
+        settings=case.settings(ranks),
+        optimizer=OptimizerConfig(name=case.optimizer),
+        world_size=ranks,
+        seq_length=case.seq_length,
+        micro_batch_size=case.micro_batch_size,
+        activation_checkpointing=case.checkpointing,
+        device_type="cpu",
+    )
+
+
+def deviations(cases: list[Case], ranks: int, folder: Path) -> dict[str, float]:
+    """Estimate over measured peak, less one, of the rank that needs most."""
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
+    measured = run_ranks("tests.engine.plan.peaks", "run_here", folder, ranks, timeout=550)
+    found = {}
+    for number, case in enumerate(cases):
+        of_ranks = [results[number] for results in measured]
+        assert all(result["after"] == result["before"] for result in of_ranks), (case, of_ranks)
+        found[repr(case)] = estimate(case, ranks).total / max(result["peak"] for result in of_ranks) - 1
+    return found
+
+
+@pytest.mark.parametrize("ranks", QUICK)
+def test_the_estimate_is_the_measured_peak(ranks: int, tmp_path: Path) -> None:
+    found = deviations(QUICK[ranks], ranks, tmp_path)
+    assert len(found) == len(QUICK[ranks])
+    assert all(abs(deviation) <= TOLERANCE for deviation in found.values()), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", LONG)
+def test_every_stage_precision_and_optimizer(ranks: int, tmp_path: Path) -> None:
+    found = deviations(LONG[ranks], ranks, tmp_path)
+    assert len(found) == len(LONG[ranks])
+    assert all(abs(deviation) <= TOLERANCE for deviation in found.values()), found
+
+
+def test_the_reference_counts_bytes() -> None:
+    def work() -> None:
+        first = torch.empty(1000)  # 4,000 bytes
+        second = torch.empty(500, dtype=torch.bfloat16)
+        del first
+        third = second.view(250, 2)  # no memory of its own
+        del second, third
+
+    changes = [change for _, change in allocations(work)]
+    assert changes == [4000, 1000, -4000, -1000]
+
+
+def base(**more: object) -> MemoryEstimate:
+    case = Case(2, "bf16", **SMALL)
+    given = {
+        "arch": case.architecture(), "objective": "mlm", "settings": case.settings(2), "optimizer": OptimizerConfig(),
+        "world_size": 2, "seq_length": 128, "micro_batch_size": 8, "device_type": "cuda",
+    }  # fmt: skip
+    return estimate_memory(**{**given, **more})  # type: ignore[arg-type]
+
+
+def test_parts_follow_what_decides_them() -> None:
+    whole, again = base(), base(activation_checkpointing=True)
+    assert again.parts["activations"] < whole.parts["activations"]
+    assert again.parts["optimizer"] == whole.parts["optimizer"] and again.parts["weights"] == whole.parts["weights"]
+    assert base(micro_batch_size=16).parts["activations"] > 1.9 * whole.parts["activations"]
+    assert base(device_type="cpu").parts["activations"] > whole.parts["activations"]  # its bf16 keeps scores
+    short = base(device_type="cpu", lengths=(16,) * 64)
+    assert short.parts["activations"] < base(device_type="cpu").parts["activations"]  # scores are square
+
+
+def test_offload_moves_states_to_the_host() -> None:
+    case = Case(2, "bf16", zero=(("offload_optimizer", {"device": "cpu"}),), **SMALL)
+    there, here = base(settings=case.settings(2)), base()
+    assert here.host_parts == {}
+    assert there.parts["optimizer"] == 0 and there.host_parts["optimizer"] == here.parts["optimizer"]
+    assert there.total < here.total
+
+
+def test_frozen_parameters_have_neither_gradients_nor_states() -> None:
+    frozen = base(optimizer=OptimizerConfig(freeze=["encoder.embeddings.*"]))
+    assert frozen.parts["optimizer"] < base().parts["optimizer"]
+    assert frozen.parts["weights"] == base().parts["weights"]
+
+
+def test_a_model_that_cannot_learn_the_objective_is_refused() -> None:
+    with pytest.raises(ValueError, match="objective lm needs a causal model"):
+        base(objective="lm")
