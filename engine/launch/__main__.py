@@ -59,17 +59,19 @@ def launch(argv: Sequence[str]) -> int:
     if hosts.remote and options.launcher.lower() in WITHOUT_ADDRESS:
         found = {"MASTER_ADDR": master_address(options, hosts), "MASTER_PORT": str(options.master_port)}
         variables = {**found, **variables}
-    text = file_text(variables, options.launcher.lower())
+    text = file_text(variables, options.launcher.lower())  # refused here, before anything is told or started
     for note in notes_on(environ, variables, user) if hosts.remote else ():
         print(f"note: {note}", file=sys.stderr, flush=True)
     if hosts.remote:
         options.user_args = encode_arguments(wanted)
     if is_dry_run(options, wanted):
         return dry_run(options, hosts, wanted, variables)
+    if not hosts.remote:
+        return run_deepspeed(options, None)
     with tempfile.TemporaryDirectory(prefix="pretraining-launch-") as folder:
         file = Path(folder, "deepspeed_env")
         file.write_text(text, encoding="utf-8")
-        return run_deepspeed(options, file if hosts.remote else None)
+        return run_deepspeed(options, file)
 
 
 def parse_options(argv: Sequence[str]) -> argparse.Namespace:
