@@ -131,8 +131,7 @@ def step_bytes(name: str, keys: Sequence[Key]) -> int:
     kept = [4 * key.size if name in ("lion", "adafactor") or key.rule in ("trust", "muon") else 0 for key in keys]
     norms = 8 * max(key.largest for key in keys)  # of one piece, in fp64
     alone = max(8 * key.size - held for key, held in zip(keys, kept, strict=True))
-    most = max(key.size for key in keys)
-    extra = {"lion": 0, "lamb": max(alone, norms), "adafactor": max(norms, 8 * most), "muon": alone}[name]
+    extra = {"lion": 0, "lamb": max(alone, norms), "adafactor": norms, "muon": alone}[name]
     return max(extra, 0) + (sum(kept) if name != "lion" else max(kept))
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from engine.config.arch import ArchConfig
 from engine.config.train import TrainConfig
+from engine.plan.config import PEAK_NAMES
 from engine.plan.duration import FILL, Text, estimate_duration
+from engine.train.flops import PEAK_TFLOPS
 from engine.train.timeline import Timeline
 
 ARCH = ArchConfig(vocab_size=100, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16, causal=True)
@@ -59,3 +61,7 @@ def test_text_gives_sequences_and_epochs() -> None:
     assert long.lengths(512) == [509]
     found = estimate_duration(replace(ARCH, causal=False), "mlm", Timeline([stage(10, 32, 512)]), short, 1.0)
     assert found.epochs == pytest.approx(320 / short.rows(512))
+
+
+def test_the_kinds_of_gpus_are_those_with_a_peak() -> None:
+    assert {name.upper() for name in PEAK_NAMES} == set(PEAK_TFLOPS)
