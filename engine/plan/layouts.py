@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.optimizer import OptimizerConfig
+from engine.optim.muon import BUCKET_ELEMENTS
 from engine.plan.account import ACTIVATIONS, BUFFERS, GRADIENTS, OPTIMIZER, WEIGHTS, Account
 from engine.plan.sizes import ModelSizes
 from engine.plan.trace import Trace
@@ -104,7 +105,8 @@ class Layout(ABC):
 
     def hold_for_step(self, calls: Sequence[Sequence[Key]]) -> None:
         """What the optimizer needs for a moment, for the keys of each of its calls."""
-        needed = max((step_bytes(self.place.optimizer.name, keys) for keys in calls if keys), default=0)
+        name, stage = self.place.optimizer.name, self.place.settings.stage
+        needed = max((step_bytes(name, keys, self.ranks, stage) for keys in calls if keys), default=0)
         with self.account.holding(OPTIMIZER, needed):
             pass
 
@@ -121,7 +123,7 @@ class Layout(ABC):
         """The optimizer's step."""
 
 
-def step_bytes(name: str, keys: Sequence[Key]) -> int:
+def step_bytes(name: str, keys: Sequence[Key], ranks: int, stage: int) -> int:
     """What an optimizer needs for a moment while it steps on some keys at once, beside its state.
 
     The updates of all keys are there until the last; what one key needs beside them goes again.
@@ -131,8 +133,23 @@ def step_bytes(name: str, keys: Sequence[Key]) -> int:
     kept = [4 * key.size if name in ("lion", "adafactor") or key.rule in ("trust", "muon") else 0 for key in keys]
     norms = 8 * max(key.largest for key in keys)  # of one piece, in fp64
     alone = max(8 * key.size - held for key, held in zip(keys, kept, strict=True))
-    extra = {"lion": 0, "lamb": max(alone, norms), "adafactor": norms, "muon": alone}[name]
+    extra = {
+        "lion": 0,
+        "lamb": max(alone, norms),
+        "adafactor": norms,
+        "muon": max(alone, exchange_bytes(keys, ranks, stage)),
+    }[name]
     return max(extra, 0) + (sum(kept) if name != "lion" else max(kept))
+
+
+def exchange_bytes(keys: Sequence[Key], ranks: int, stage: int) -> int:
+    """Muon: the whole matrices that are gathered at a time, and what making one orthogonal needs: four of its size."""
+    cut = [key for key in keys if key.rule == "muon"]
+    if not cut:
+        return 0
+    matrix = max(key.largest for key in cut) * (ranks if stage == 3 else 1)
+    gathered = {0: matrix, 3: min(ranks * sum(key.size for key in cut), BUCKET_ELEMENTS)}.get(stage, 2 * matrix)
+    return 4 * (gathered if ranks > 1 else 0) + 16 * matrix
 
 
 class Replicated(Layout):
