@@ -15,8 +15,8 @@ from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.optimizer import OptimizerConfig
 from engine.optim.muon import BUCKET_ELEMENTS
 from engine.plan.account import ACTIVATIONS, BUFFERS, GRADIENTS, OPTIMIZER, WEIGHTS, Account
+from engine.plan.micro_batch import Trace
 from engine.plan.sizes import ModelSizes
-from engine.plan.trace import Trace
 
 FALLBACK_BUCKET = 500_000_000  # elements that DeepSpeed's engine reduces at once where no wrapper does it
 

@@ -20,10 +20,10 @@ from engine.optim.groups import freeze
 from engine.plan.account import Account
 from engine.plan.batches import planned_batch, planned_objective
 from engine.plan.layouts import Layout, Place, Replicated
+from engine.plan.micro_batch import Trace, trace_micro_batch
 from engine.plan.partitioned import Bf16Partitioned, Partitioned, ranks_that_differ
 from engine.plan.sizes import ModelSizes, model_without_memory, sizes_of
 from engine.plan.stage3 import Stage3
-from engine.plan.trace import Trace, trace_micro_batch
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

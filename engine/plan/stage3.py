@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from engine.plan.account import BUFFERS, GRADIENTS, OPTIMIZER, WEIGHTS, Account
 from engine.plan.layouts import Key, Layout, Place
+from engine.plan.micro_batch import Trace
 from engine.plan.partitioned import REDUCE_BUCKET
 from engine.plan.sizes import ModelSizes, Parameter
-from engine.plan.trace import Trace
 
 PREFETCH, PERSISTENCE, LIVE, REUSE = 50_000_000, 100_000, 1_000_000_000, 1_000_000_000  # DeepSpeed's own defaults
 SUB_GROUP = 1_000_000_000
