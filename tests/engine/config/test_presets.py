@@ -89,7 +89,7 @@ def test_a_preset_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: py
     [
         ("bert-bsae", "unknown model 'bert-bsae': neither a preset .* did you mean bert-base"),
         ("gpt-2", "did you mean gpt2"),
-        ("llama", "the presets are bert-base, bert-large"),
+        ("llama", "the presets are bert-base, bert-giant, bert-large"),
         ("nowhere.yaml", "nowhere.yaml: no such file"),
     ],
 )
