@@ -33,7 +33,7 @@ class TrainConfig:
         keep_checkpoints: newest checkpoints kept on disk; 0 keeps all.
         log_every: steps between lines of metrics.jsonl.
         eval_every: steps between evaluations on held-out data; 0 evaluates only at the end.
-        eval_rows: held-out rows used in an evaluation; 0 uses all.
+        eval_rows: held-out rows used in an evaluation, of each shard folder of a mixture; 0 uses all.
         peak_tflops: peak of one device for the MFU figure, in TFLOP/s, where its name is not known.
         evaluate_with: YAML file that says which checkpoints are fine-tuned in the background, and on what
             (docs/recipes.md).

@@ -20,7 +20,8 @@ from preprocess.shards import ShardReader
 
 Int64 = NDArray[np.int64]
 _CACHED_GROUPS = 2 * BUFFER_GROUPS
-_OPEN_SHARDS = 64
+_OPEN_SHARDS = 64  # of all readers of a process
+_LEAST_OPEN_SHARDS = 4
 SOURCE_SHIFT = 40  # bits; an epoch of one shard folder has fewer rows
 _OPEN_WITH_OFFSETS = 8  # an open shard whose sentences were asked for holds all of them in memory
 
@@ -108,14 +109,17 @@ class Row:
 class TokenReader:
     """Tokens of a shard folder as one long array; a shard's digest is checked when it is first opened."""
 
-    def __init__(self, manifest: Manifest, with_sentences: bool = False) -> None:
+    def __init__(self, manifest: Manifest, with_sentences: bool = False, num_readers: int = 1) -> None:
         """Read nothing yet.
 
         Args:
             manifest: the shard folder.
             with_sentences: whether ranges come with their sentences and documents.
+            num_readers: readers that share the bound on open files.
         """
         self._manifest, self._with_sentences = manifest, with_sentences
+        most = _OPEN_WITH_OFFSETS if with_sentences else _OPEN_SHARDS
+        self._most_open = max(most // num_readers, min(most, _LEAST_OPEN_SHARDS))
         counts = np.array([shard.num_tokens for shard in manifest.shards], np.int64)
         self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         documents = np.array([shard.num_documents for shard in manifest.shards], np.int64)
@@ -188,7 +192,7 @@ class TokenReader:
         if number not in self._checked:
             check_shard(self._manifest.folder, entry)
             self._checked.add(number)
-        if len(self._open) >= (_OPEN_WITH_OFFSETS if self._with_sentences else _OPEN_SHARDS):
+        if len(self._open) >= self._most_open:
             self._open.popitem(last=False)[1].close()
         self._open[number] = ShardReader(self._manifest.folder / entry.file, entry)
         return self._open[number]
@@ -205,6 +209,7 @@ class RowReader:
         seed: int,
         plan_folders: tuple[Path, ...],
         source: int = 0,
+        num_readers: int = 1,
     ) -> None:
         """Plan the rows, or map the plan of an earlier run.
 
@@ -215,11 +220,12 @@ class RowReader:
             seed: the run's seed.
             plan_folders: where the plan may be kept, best first.
             source: number of the folder among those of a mixture; each has an order and draws of its own.
+            num_readers: readers that share the bound on open files.
 
         Raises:
             ValueError: if there are no documents, or one alone where the layout wants text of others.
         """
-        self._tokens = TokenReader(manifest, with_sentences=layout.pairs)
+        self._tokens = TokenReader(manifest, layout.pairs, num_readers)
         num_tokens = sum(shard.num_tokens for shard in manifest.shards)
 
         def build() -> RowPlan:

@@ -93,11 +93,12 @@ def open_rows(resolved: Resolved) -> OpenedRows:
 
 def _open(resolved: Resolved) -> OpenedRows:
     config, objective, lengths = resolved.config, resolved.objective, resolved.timeline.lengths()
+    num_readers = len(lengths) * sum(2 if source.held_out else 1 for source in resolved.sources)
 
     def open_readers(manifest: Manifest, number: int = 0) -> dict[int, RowReader]:
         folders = (manifest.folder / CACHE_FOLDER, Path(config.train.output).parent / CACHE_FOLDER)
         return {
-            length: RowReader(manifest, length, objective.sequence_layout, config.seed, folders, number)
+            length: RowReader(manifest, length, objective.sequence_layout, config.seed, folders, number, num_readers)
             for length in lengths
         }
 

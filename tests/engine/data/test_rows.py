@@ -260,3 +260,12 @@ def test_seeds_are_the_same_everywhere():
     assert stable_seed(3, 1, 2, 4) == 4_107_711_230_241_847_843
     assert len({stable_seed(*parts) for parts in ((1, 2), (2, 1), (12,), (1, 2, 0))}) == 4
     assert all(0 <= stable_seed(number) < 2**63 for number in range(100))
+
+
+def test_readers_share_the_bound_on_open_files(monkeypatch, tiny_shards):
+    monkeypatch.setattr("engine.data.rows._LEAST_OPEN_SHARDS", 1)
+    monkeypatch.setattr("engine.data.rows._OPEN_SHARDS", 4)
+    for num_readers, most in ((1, 3), (2, 2), (4, 1), (99, 1)):
+        reader = TokenReader(tiny_shards.manifest, num_readers=num_readers)
+        assert reader.read(0, 287).tokens.tolist() == list(range(10, 297))
+        assert len(reader._open) == most
