@@ -21,6 +21,7 @@ CONFIG, METRICS, FINISHED, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", 
 LOCK = ".lock"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _STAGE_STEPS = re.compile(r"stages\.(\d+)\.steps")
+_STAGE_GROUP = re.compile(r"stages\.\d+\.(schedule)\.")  # complete once it is given, as the run's own is
 
 # Settings that another start of the same run may change: they decide where, how fast and how rounded, but not what, the
 # run computes, or how far it goes. The steps of the last of several stages may change too.
@@ -32,6 +33,7 @@ MAY_CHANGE = (
     "profile",
     "world_size",
     "data.shards",
+    "data.folders",
     "train.output",
     "train.steps",
     "train.save_every",
@@ -244,7 +246,9 @@ def settings_difference(
         Dotted name, value of the earlier run, value now; an item of a list of settings has its number as a name.
     """
     before, after = dict(flatten(earlier)), dict(flatten(now))
-    before = {**{key: value for key, value in flatten(defaults or {}) if key in after}, **before}
+    usual = dict(flatten(defaults or {}))
+    usual = {**usual, **{key: usual[name] for key in after if (name := _setting_of_stage(key, before)) in usual}}
+    before = {**{key: value for key, value in usual.items() if key in after}, **before}
     last_steps = {_last_stage_steps(before), _last_stage_steps(after)}
     free = last_steps if len(last_steps) == 1 else set()
     return [
@@ -252,6 +256,14 @@ def settings_difference(
         for key in sorted(before.keys() | after.keys())
         if before.get(key, "absent") != after.get(key, "absent") and key not in free and not _may_change(key)
     ]
+
+
+def _setting_of_stage(key: str, before: Mapping[str, Any]) -> str | None:
+    """Name of the run's setting that one of a stage's group stands for; None where the stage had no such group."""
+    match = _STAGE_GROUP.match(key)
+    if match is None or not any(name.startswith(match[0]) for name in before):
+        return None
+    return f"train.{match[1]}.{key[match.end() :]}"
 
 
 def _last_stage_steps(settings: Mapping[str, Any]) -> str | None:

@@ -31,7 +31,10 @@ def parse_shards(text: str) -> list[WeightedFolder]:
         return [WeightedFolder(text, SHARE_UNIT)]
     split = [_split(part) for part in parts]
     paths = [path for path, _ in split]
-    if twice := next((path for path in paths if paths.count(path) > 1), None):
+    places = [Path(path).resolve() for path in paths]
+    if twice := next(
+        (path for path, place in zip(paths, places, strict=True) if path and places.count(place) > 1), None
+    ):
         raise ValueError(f"data.shards names {twice} twice; give each folder once, with one weight")
     weights = [_weight(path, weight) for path, weight in split]
     shares = _shares(weights)
@@ -77,4 +80,4 @@ def _shares(weights: Sequence[float]) -> list[int]:
 def source_names(paths: Sequence[str]) -> list[str]:
     """Short names for folders: their own where no two are alike, else whole paths."""
     names = [Path(path).name or path for path in paths]
-    return names if len(set(names)) == len(names) else list(paths)
+    return names if len(set(names)) == len(names) else [str(Path(path)) for path in paths]

@@ -43,6 +43,9 @@ class ShardSource:
 def open_shards(text: str) -> tuple[tuple[ShardSource, ...], Tokenizer]:
     """Open the folders of ``data.shards``, whose tokenizer must be one.
 
+    Returns:
+        The folders by their digests, so that the order in which they are named decides nothing; and the tokenizer.
+
     Raises:
         ValueError: if one is missing (with the command that makes it), or parts do not belong together.
     """
@@ -55,12 +58,18 @@ def open_shards(text: str) -> tuple[tuple[ShardSource, ...], Tokenizer]:
                 f"data.shards: {folder.path} was made with another tokenizer ({other.digest[:12]}) than "
                 f"{folders[0].path} ({tokenizer.digest[:12]}); prepare all folders of a mixture with one tokenizer"
             )
+    first: dict[str, str] = {}
+    for folder, (manifest, _, _) in zip(folders, opened, strict=True):
+        if (other_path := first.setdefault(manifest.digest, folder.path)) != folder.path:
+            raise ValueError(
+                f"data.shards: {folder.path} holds the same text as {other_path}; give one of them, with both weights"
+            )
     names = source_names([folder.path for folder in folders])
     sources = [
         ShardSource(name, folder.share, manifest, held_out)
         for name, folder, (manifest, held_out, _) in zip(names, folders, opened, strict=True)
     ]
-    return tuple(sources), tokenizer
+    return tuple(sorted(sources, key=lambda source: source.manifest.digest)), tokenizer
 
 
 def sources_digest(sources: Sequence[ShardSource]) -> str:

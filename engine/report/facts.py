@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.run_folder import flatten
-from engine.config.mixture import SHARE_UNIT, parse_shards, source_names
+from engine.config.mixture import source_names
 from engine.config.pretrain import PretrainConfig
 from engine.report.curves import DOWNSTREAM, in_unit, title_of
 from engine.report.runs import HELD_OUT, Run
@@ -148,19 +148,16 @@ def data(runs: Sequence[Run]) -> Table:
 
 def _sources(run: Run, facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Folder, share of the rows, digest and counts of each source."""
-    try:
-        folders = parse_shards(str(facts.get("shards", "")))
-        names = source_names([folder.path for folder in folders])
-    except ValueError:
-        folders, names = [], []
-    mixed = facts.get("sources") or [{"manifest_digest": facts.get("manifest_digest")}]
-    for number, source in enumerate(mixed):
-        digest = source.get("manifest_digest")
-        path = folders[number].path if number < len(folders) else ""
-        rows = run.last(f"rows/{names[number]}") if number < len(names) else None
-        share = f"{source['rows_in_10000'] / SHARE_UNIT:.2%}" if "rows_in_10000" in source else "all"
+    folders, weights = facts.get("folders"), facts.get("weights")
+    if not (isinstance(folders, dict) and isinstance(weights, dict)):
+        digest, path = facts.get("manifest_digest"), str(facts.get("shards", ""))
+        yield (path or ABSENT, "all", _digest(digest), *_counts(path, digest))
+        return
+    for (path, digest), name in zip(folders.items(), source_names(list(folders)), strict=True):
+        rows, weight = run.last(f"rows/{name}"), weights.get(str(digest)[:16])
+        share = ABSENT if weight is None else f"{weight:.2%}"
         taken = "" if rows is None else f", {rows:,.0f} rows so far"
-        yield (path or ABSENT, share + taken, _digest(digest), *_counts(path, digest))
+        yield (path, share + taken, _digest(digest), *_counts(path, digest))
 
 
 def _counts(path: str, digest: object) -> tuple[str, str]:

@@ -120,9 +120,8 @@ def resolved_tree(resolved: Resolved) -> dict[str, Any]:
     tree["objective"] = resolved.objective.name
     tree["data"]["manifest_digest"] = sources_digest(resolved.sources)
     if len(resolved.sources) > 1:
-        tree["data"]["sources"] = [
-            {"rows_in_10000": source.share, "manifest_digest": source.manifest.digest} for source in resolved.sources
-        ]
+        tree["data"]["folders"] = {str(source.manifest.folder): source.manifest.digest for source in resolved.sources}
+        tree["data"]["weights"] = {source.manifest.digest[:16]: source.weight for source in resolved.sources}
     tree["data"]["tokenizer_digest"] = resolved.tokenizer.digest
     del tree["model"], tree["dry_run"]  # the architecture says the one, and the other is no setting of a run
     return {**tree, **run_record(resolved.settings)}

@@ -207,11 +207,9 @@ def test_settings(tmp_path):
 
 def test_sources_of_a_mixture(tmp_path, shards):
     manifest = read_manifest(shards)
-    sources = [
-        {"rows_in_10000": 7000, "manifest_digest": manifest.digest},
-        {"rows_in_10000": 3000, "manifest_digest": "0" * 64},
-    ]
-    data = {"shards": f"{shards}:0.7,{tmp_path / 'gone'}:0.3", "sources": sources, "tokenizer_digest": "f" * 64}
+    folders = {str(shards): manifest.digest, str(tmp_path / "gone"): "0" * 64}
+    weights = {manifest.digest[:16]: 0.7, "0" * 16: 0.3}
+    data = {"folders": folders, "weights": weights, "tokenizer_digest": "f" * 64}
     lines = [line(1, **{f"rows/{shards.name}": 70, "rows/gone": 30})]
     first, second, tokenizer = facts.data(load_runs([make_run(tmp_path / "a", lines, {"data": data})])).rows
     counts = (f"{manifest.counts['documents']:,}", f"{manifest.counts['tokens']:,}")

@@ -55,13 +55,19 @@ def mixed(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return run, shards, done.stdout
 
 
-def test_rows_of_each_source_are_counted(mixed):
+def by_digest(folders: dict[str, Path]) -> list[str]:
+    return sorted(folders, key=lambda name: read_manifest(folders[name]).digest)
+
+
+def test_rows_of_each_source_are_counted(mixed, folders):
     run, _, text = mixed
     lines = [line for line in commands.metrics(run) if "loss" in line]
-    sources = Mixture((5000, 2000, 3000), SEED).sources(range(STEPS * BATCH)).tolist()
+    names = by_digest(folders)
+    shares = {"en": 5000, "zh": 2000, "reviews": 3000}
+    sources = Mixture([shares[name] for name in names], SEED).sources(range(STEPS * BATCH)).tolist()
     for line in lines:
         seen = sources[: line["step"] * BATCH]
-        assert [line[f"rows/{name}"] for name in ("en", "zh", "reviews")] == [seen.count(k) for k in range(3)]
+        assert {name: line[f"rows/{name}"] for name in names} == {n: seen.count(k) for k, n in enumerate(names)}
     last = lines[-1]
     assert f"note: zh: 20.00% of the rows, {last['rows/zh']} in this run; it holds " in text
 
@@ -78,7 +84,8 @@ def test_each_source_is_evaluated_by_itself(mixed):
 
 def test_two_ranks_learn_the_same_from_a_mixture(mixed, tmp_path):
     run, shards, _ = mixed
-    done = commands.run(commands.PRETRAIN, options(shards, tmp_path / "run"), ranks=2)
+    turned = ",".join(reversed(shards.split(",")))  # nor does the order matter in which folders are named
+    done = commands.run(commands.PRETRAIN, options(turned, tmp_path / "run"), ranks=2)
     assert done.returncode == 0, done.stdout
     assert commands.losses(tmp_path / "run") == pytest.approx(commands.losses(run), rel=1e-6)
     assert _counts(tmp_path / "run") == _counts(run)
@@ -97,7 +104,8 @@ def test_mixed_run_goes_on_to_the_bit_and_keeps_its_mixture(mixed, folders, tmp_
     other = f"{folders['en']}:0.5,{folders['zh']}:0.3,{folders['reviews']}:0.2"
     refused = commands.run(commands.PRETRAIN, options(other, again))
     assert refused.returncode == 2
-    assert "data.sources.1.rows_in_10000: 2000 there, 3000 now" in refused.stdout
+    digest = read_manifest(folders["zh"]).digest[:16]
+    assert f"data.weights.{digest}: 0.2 there, 0.3 now" in refused.stdout
     done = commands.run(commands.PRETRAIN, options(shards, again))
     assert done.returncode == 0 and "going on from step 3" in done.stdout, done.stdout
     assert commands.losses(again) == commands.losses(run)
@@ -106,10 +114,9 @@ def test_mixed_run_goes_on_to_the_bit_and_keeps_its_mixture(mixed, folders, tmp_
 
 def test_config_names_every_source_by_its_digest(mixed, folders):
     data = json.loads((mixed[0] / "config.json").read_text())["data"]
-    digests = [read_manifest(folders[name]).digest for name in ("en", "zh", "reviews")]
-    assert [source["manifest_digest"] for source in data["sources"]] == digests
-    assert [source["rows_in_10000"] for source in data["sources"]] == [5000, 2000, 3000]
-    assert data["manifest_digest"] not in digests
+    digests = {name: read_manifest(folder).digest for name, folder in folders.items()}
+    assert data["weights"] == {digests["en"][:16]: 0.5, digests["zh"][:16]: 0.2, digests["reviews"][:16]: 0.3}
+    assert data["manifest_digest"] not in digests.values()
 
 
 def test_another_tokenizer_is_refused(folders, corpus, tmp_path):
@@ -124,6 +131,17 @@ def test_another_tokenizer_is_refused(folders, corpus, tmp_path):
     assert done.returncode == 2
     assert f"error: data.shards: {tmp_path / 'chars'} was made with another tokenizer (" in done.stdout
     assert "prepare all folders of a mixture with one tokenizer" in done.stdout
+
+
+def test_a_folder_named_twice_is_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(folders["en"].parent)
+    for text in (f"en:1,{folders['en']}:1", "en:1,./en/:1"):
+        done = commands.run(commands.PRETRAIN, options(text, tmp_path / "run"))
+        assert done.returncode == 2 and "twice; give each folder once, with one weight" in done.stdout
+    shutil.copytree(folders["en"], tmp_path / "copy")
+    done = commands.run(commands.PRETRAIN, options(f"{folders['en']}:1,{tmp_path / 'copy'}:1", tmp_path / "run"))
+    assert done.returncode == 2
+    assert f"{tmp_path / 'copy'} holds the same text as {folders['en']}; give one of them" in done.stdout
 
 
 def test_a_missing_folder_of_a_mixture_is_named(folders, tmp_path):
