@@ -6,6 +6,7 @@ import contextlib
 import json
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +78,7 @@ class WandbSink:
     def __init__(self, folder: Path, config: TrainConfig, say: Callable[[str], None]) -> None:
         self._say = say
         self._run: Any = None
+        self._folder, self._seconds = folder, min(SECONDS_TO_FINISH, config.rank_timeout / 2)
         self._guarded(lambda: self._begin(folder, config))
 
     def _begin(self, folder: Path, config: TrainConfig) -> None:
@@ -99,7 +101,7 @@ class WandbSink:
                 save_code=False,
                 silent=True,
                 init_timeout=min(SECONDS_TO_BEGIN, config.rank_timeout / 2),  # the other ranks wait meanwhile
-                finish_timeout=SECONDS_TO_FINISH,
+                finish_timeout=self._seconds,
             ),
         )
         self._run.define_metric("step")
@@ -112,11 +114,24 @@ class WandbSink:
             self._guarded(lambda: self._run.log({"step": step, **figures}))
 
     def close(self) -> None:
-        """Wait until all is sent, for two minutes at most; a run that failed is marked as such."""
+        """Wait until all is sent, for two minutes at most; a run that failed is marked as such.
+
+        The other ranks wait meanwhile, and after ``rank_timeout`` they would take this one for lost.
+        """
         error = sys.exc_info()[1]
         code = 0 if error is None or isinstance(error, RunStopped) else 1
-        if self._run is not None:
-            self._guarded(lambda: self._run.finish(exit_code=code))
+        run = self._run
+        if run is None:
+            return
+        # its own limit holds for the server's answers alone
+        finish = threading.Thread(target=self._guarded, args=(lambda: run.finish(exit_code=code),), daemon=True)
+        finish.start()
+        finish.join(1.2 * self._seconds)
+        if finish.is_alive():
+            self._say(
+                f"note: W&B has not taken all within {1.2 * self._seconds:.0f} s; what is left stays in "
+                f"{self._folder / 'wandb'}"
+            )
 
     def _guarded(self, act: Callable[[], object]) -> None:
         try:

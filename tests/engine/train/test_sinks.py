@@ -87,6 +87,36 @@ def test_what_fails_there_is_told_once_and_ends_nothing(fails, run, monkeypatch,
         wandb.finish()
 
 
+SLOW_WANDB = """
+import time
+from types import SimpleNamespace
+
+def Settings(**given):
+    return None
+
+def setup():
+    return SimpleNamespace(settings=SimpleNamespace(mode="offline"))
+
+def init(**given):
+    return SimpleNamespace(
+        define_metric=lambda *given, **named: None, log=lambda row: None, offline=True, sync_dir="",
+        finish=lambda exit_code: time.sleep(100),
+    )
+"""
+
+
+def test_a_server_that_is_slow_at_the_end_does_not_make_its_rank_a_lost_one(shards, tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text(SLOW_WANDB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = tmp_path / "run"
+    options = ["--ds_config", commands.DS_CONFIGS / "fp32.json", "--data.shards", shards, "--train.output", run, *SMALL]
+    more = ["--train.steps", "2", "--train.tensorboard", "false", "--train.wandb", "p", "--train.rank_timeout", "8"]
+    done = commands.run(commands.PRETRAIN, [*options, *more], 2)
+    assert done.returncode == 0, done.stdout
+    assert (run / "FINISHED").is_file()
+    assert f"note: W&B has not taken all within 5 s; what is left stays in {run / 'wandb'}" in done.stdout
+
+
 @pytest.mark.parametrize(("error", "code"), [(None, 0), (RunStopped("SIGTERM", 1), 0), (ValueError("x"), 1)])
 def test_only_a_run_that_failed_is_marked_so(error, code, run):
     log = MetricsLog(run / "metrics.jsonl", CONFIG, 10, 0)
