@@ -7,10 +7,10 @@ from typing import Any
 
 # What each schedule has beside its warmup, and what that is where it is not given.
 OWN: dict[str, dict[str, Any]] = {
-    "linear": {"final_ratio": 0.0},
-    "cosine": {"final_ratio": 0.0},
+    "linear": {"final_ratio": 0.0, "decay_from": "peak"},
+    "cosine": {"final_ratio": 0.0, "decay_from": "peak"},
     "cosine_restarts": {"final_ratio": 0.0, "cycles": 4, "cycle_decay": 1.0},
-    "polynomial": {"final_ratio": 0.0, "power": 1.0},
+    "polynomial": {"final_ratio": 0.0, "power": 1.0, "decay_from": "peak"},
     "constant": {},
     "inverse_sqrt": {"final_ratio": 0.0},
     "tri_stage": {"final_ratio": 0.05, "hold_ratio": 0.4},
@@ -18,6 +18,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 SCHEDULES = tuple(OWN)
 DECAY_SHAPES = ("linear", "cosine", "sqrt")
+DECAY_FROM = ("peak", "start")
 # What stands in the record of a run for the settings that its schedule does not have: the first values of all.
 _FIRST = {name: value for own in reversed(OWN.values()) for name, value in own.items()}
 
@@ -42,6 +43,9 @@ class ScheduleConfig:
             given.
         decay_ratio: wsd: share of all steps, the last ones, in which the rate decays; 0.1 where not given.
         decay_shape: wsd: linear, cosine or sqrt (1 - sqrt of the progress, arXiv:2405.18392); linear where not given.
+        decay_from: linear, cosine and polynomial: where the decay begins: peak, the end of the warmup, or start, the
+            first step, so that the rate drops from the peak onto the decay when the warmup ends (as in BERT's own code
+            and NVIDIA's LAMB); peak where not given.
     """
 
     name: str = "linear"
@@ -54,6 +58,7 @@ class ScheduleConfig:
     hold_ratio: float | None = None
     decay_ratio: float | None = None
     decay_shape: str | None = None
+    decay_from: str | None = None
 
     def completed(self) -> ScheduleConfig:
         """The same with the schedule's own defaults in place of what was not given."""
@@ -80,10 +85,11 @@ class ScheduleConfig:
         found, whole = [], self.completed()
         if self.name not in SCHEDULES:
             found.append(f"train.schedule.name is {self.name!r}; it must be one of {', '.join(SCHEDULES)}")
-        if whole.decay_shape not in DECAY_SHAPES:
-            found.append(
-                f"train.schedule.decay_shape is {self.decay_shape!r}; it must be one of {', '.join(DECAY_SHAPES)}"
-            )
+        found += [
+            f"train.schedule.{name} is {getattr(self, name)!r}; it must be one of {', '.join(words)}"
+            for name, words in (("decay_shape", DECAY_SHAPES), ("decay_from", DECAY_FROM))
+            if getattr(whole, name) not in words
+        ]
         if self.warmup_steps < 0:
             found.append(f"train.schedule.warmup_steps is {self.warmup_steps}; it must not be negative")
         found += [

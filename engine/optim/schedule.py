@@ -55,10 +55,17 @@ class Place:
     hold_ratio: float
     decay_ratio: float
     decay_shape: str
+    decay_from: str
 
     @property
     def progress(self) -> float:
-        """From above 0 to 1 just after the last step; more beyond."""
+        """From 0, where the decay begins, to 1 just after the last step; more beyond.
+
+        BERT's optimization.py and NVIDIA's PolyWarmUpScheduler decay from the first step on, and the warmup covers the
+        beginning of it.
+        """
+        if self.decay_from == "start":
+            return (self.past + self.warmup - 1) / (self.after + self.warmup - 1)
         return self.past / self.after
 
     def between(self, shape: float) -> float:

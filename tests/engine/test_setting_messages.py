@@ -32,6 +32,7 @@ SCHEDULE = [
     ("final_ratio -0.5", "final_ratio is -0.5; it must be in [0, 1]"),
     ("power 2", "power is given, and linear has none; remove it, or choose polynomial"),
     ("decay_shape round", "decay_shape is 'round'; it must be one of linear, cosine, sqrt"),
+    ("decay_from end", "decay_from is 'end'; it must be one of peak, start"),
 ]
 MASKING = [
     ("rate 0", "rate is 0.0; it must be above 0 and below 1"),

@@ -123,6 +123,20 @@ def test_settings_difference():
     assert not settings_difference({"deepspeed": {"a": {"b": 1}}}, {"deepspeed": {"c": 2}})
 
 
+def test_a_setting_that_the_schedule_of_an_older_stage_did_not_have():
+    def staged(schedule: dict[str, Any]) -> dict[str, Any]:
+        return {"train": {}, "stages": [{"steps": 5, "schedule": schedule}]}
+
+    older, defaults = staged({"name": "linear"}), {"train": {"schedule": {"decay_from": "peak"}}, "stages": []}
+    assert settings_difference(older, staged({"name": "linear", "decay_from": "peak"}), defaults) == []
+    found = settings_difference(older, staged({"name": "linear", "decay_from": "start"}), defaults)
+    assert found == [("stages.0.schedule.decay_from", "peak", "start")]
+    without = {"train": {}, "stages": [{"steps": 5, "schedule": None}]}
+    assert ("stages.0.schedule.decay_from", "absent", "peak") in settings_difference(
+        without, staged({"name": "linear", "decay_from": "peak"}), defaults
+    )
+
+
 def test_stages_are_compared_one_by_one():
     def staged(*steps: int, rate: float = 0.1, **train: Any) -> dict[str, Any]:
         return {"train": train, "stages": [{"steps": number, "schedule": {"lr": rate}} for number in steps]}

@@ -76,10 +76,10 @@ def test_each_problem_has_its_message(config, message):
 
 # What the schedules of docs/training.md have.
 HAVE = {
-    "linear": {"final_ratio"},
-    "cosine": {"final_ratio"},
+    "linear": {"final_ratio", "decay_from"},
+    "cosine": {"final_ratio", "decay_from"},
     "cosine_restarts": {"final_ratio", "cycles", "cycle_decay"},
-    "polynomial": {"final_ratio", "power"},
+    "polynomial": {"final_ratio", "power", "decay_from"},
     "constant": set(),
     "inverse_sqrt": {"final_ratio"},
     "tri_stage": {"final_ratio", "hold_ratio"},
@@ -87,7 +87,7 @@ HAVE = {
 }
 RECORDED = {
     "final_ratio": 0.0, "power": 1.0, "cycles": 4, "cycle_decay": 1.0, "hold_ratio": 0.4, "decay_ratio": 0.1,
-    "decay_shape": "linear",
+    "decay_shape": "linear", "decay_from": "peak",
 }  # fmt: skip
 
 

@@ -45,6 +45,46 @@ def test_polynomial():
     assert rates(9, name="polynomial", warmup_steps=2) == rates(9, warmup_steps=2)
 
 
+def bert_s(step: int, steps: int, warmup: int) -> float:
+    """google-research/bert, optimization.py: the decay over all steps, and the warmup in place of its beginning."""
+    decayed = (1.0 - 0.0) * (1 - min(step, steps) / steps) ** 1.0 + 0.0  # tf.train.polynomial_decay
+    is_warmup = float(step < warmup)
+    return (1.0 - is_warmup) * decayed + is_warmup * (step / warmup)
+
+
+def nvidia_s(last_epoch: int, steps: int, warmup: float, degree: float = 0.5) -> float:
+    """NVIDIA/DeepLearningExamples, BERT/schedulers.py, PolyWarmUpScheduler; its first step has last_epoch 1."""
+    progress = last_epoch / steps
+    return progress / warmup if progress < warmup else (1.0 - progress) ** degree
+
+
+def test_decay_from_the_first_step_as_bert_s():
+    found = rates(1000, warmup_steps=10, decay_from="start")
+    assert found[:9] == pytest.approx([bert_s(step + 1, 1000, 10) for step in range(9)])  # its first step has rate 0
+    assert found[9] == 1.0
+    assert found[10:] == pytest.approx([bert_s(step, 1000, 10) for step in range(10, 1000)])
+    assert found[10] == pytest.approx(0.99) and found[999] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(("steps", "warmup", "after"), [(7038, 0.2843, 0.846), (1563, 0.128, 0.934)])
+def test_decay_from_the_first_step_as_nvidia_s_lamb(steps, warmup, after):
+    found = rates(steps, name="polynomial", power=0.5, warmup_ratio=warmup, decay_from="start")
+    peak = found.index(1.0)
+    assert found[:peak] == pytest.approx([nvidia_s(step + 1, steps, warmup) for step in range(peak)], rel=1e-2)
+    assert found[peak + 1 :] == pytest.approx([nvidia_s(step, steps, warmup) for step in range(peak + 1, steps)])
+    assert found[peak + 1] == pytest.approx(after, abs=1e-3)
+    assert nvidia_s(steps, steps, warmup) == 0.0  # its last step, which has a rate here
+
+
+def test_decay_from_the_first_step_of_a_cosine():
+    half = math.sqrt(0.5) / 2
+    assert rates(4, name="cosine", warmup_steps=1, decay_from="start") == pytest.approx(
+        [1, 0.5 + half, 0.5, 0.5 - half]
+    )
+    assert rates(4, name="cosine", warmup_steps=2, decay_from="start") == pytest.approx([0.5, 1, 0.5, 0.5 - half])
+    assert rates(3, warmup_ratio=0.0, decay_from="start", final_ratio=0.4) == pytest.approx([1, 0.8, 0.6])
+
+
 def test_cosine_restarts():
     # 8 steps in 2 cycles: each begins at its peak and goes down a half cosine over 4 steps
     found = rates(8, name="cosine_restarts", warmup_ratio=0.0, cycles=2, cycle_decay=0.5)
@@ -114,6 +154,10 @@ def test_every_step_has_a_rate_and_the_peak_ends_the_warmup(name, steps, warmup)
 def test_final_ratio_is_reached_just_after_the_last_step():
     for name in ("linear", "cosine", "polynomial", "cosine_restarts", "tri_stage", "wsd"):
         config = ScheduleConfig(name=name, warmup_steps=2, final_ratio=0.25)
+        assert rate_factor(config, 10, 10) == pytest.approx(0.25)
+        assert rate_factor(config, 9, 10) > 0.25
+    for name in ("linear", "cosine", "polynomial"):
+        config = ScheduleConfig(name=name, warmup_steps=2, final_ratio=0.25, decay_from="start")
         assert rate_factor(config, 10, 10) == pytest.approx(0.25)
         assert rate_factor(config, 9, 10) > 0.25
 
