@@ -26,6 +26,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("file", metavar="FILE", help="YAML file: which checkpoints, on what (docs/recipes.md)")
     options = parser.parse_args(argv)
     plan = read_plan(options.file)
+    plan.refuse_absent_files()
     from engine.checkpoint.run_folder import RunFolder  # torch takes seconds to import
     from engine.downstream.runs import DownstreamRuns
     from engine.train.metrics import say

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,7 @@ from engine.config.cli import UsageError, nearest
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 FILES = ("ds_config", "train_file", "dev_file", "test_file")
 REQUIRED = FILES[:3]
+A_DAY = 86400.0
 OURS = ("model", "output", "config", "dry_run", "local_rank", "random_init")  # what a task may not say of itself
 
 
@@ -29,6 +31,7 @@ class DownstreamPlan:
         at: single steps.
         last: whether the run's last step is one of them in any case.
         keep_models: whether the fine-tuned models stay on disk, and the pretrained ones that they began with.
+        timeout: seconds after which a fine-tuning is ended and counts as failed.
         environment: variables of the fine-tuning processes, such as CUDA_VISIBLE_DEVICES.
         tasks: name -> settings of finetune/run.py.
     """
@@ -37,6 +40,7 @@ class DownstreamPlan:
     at: tuple[int, ...] = ()
     last: bool = True
     keep_models: bool = False
+    timeout: float = A_DAY
     environment: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -44,6 +48,12 @@ class DownstreamPlan:
         """Whether the checkpoint of a step is fine-tuned."""
         regular = step > 0 and self.every > 0 and step % self.every == 0
         return regular or step in self.at or (self.last and step == last_step)
+
+    def chosen(self, last_step: int) -> list[int]:
+        """The chosen steps of a run, ascending."""
+        regular = range(self.every, last_step + 1, self.every) if self.every else ()
+        single = [step for step in self.at if step <= last_step]
+        return sorted({*regular, *single, *([last_step] if self.last else [])})
 
     def problems(self, save_every: int, last_step: int) -> list[str]:
         """Chosen steps at which a run has no checkpoint, in the user's words."""
@@ -55,13 +65,24 @@ class DownstreamPlan:
             if step and step != last_step and (step > last_step or not save_every or step % save_every)
         ]
 
+    def refuse_absent_files(self) -> None:
+        """Raise UsageError where files of the tasks are not on this host: rank 0's, which alone uses them."""
+        given = [
+            (task, key, settings[key]) for task, settings in self.tasks.items() for key in FILES if key in settings
+        ]
+        absent = [(task, key, file) for task, key, file in given if not Path(file).is_file()]
+        if absent:
+            raise UsageError(
+                "\n".join(f"evaluate_with: tasks.{task}: {key} {file}: no such file" for task, key, file in absent)
+            )
+
     def digest(self, task: str) -> str:
         """Tells whether two scores of a task come from the same settings."""
         return hashlib.sha256(json.dumps(self.tasks[task], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_plan(path: str) -> DownstreamPlan:
-    """Read and check a file.
+    """Read a file and check all but whether the files that it names are there.
 
     Raises:
         UsageError: everything that is wrong with it.
@@ -95,6 +116,9 @@ def _problems(tree: Mapping[str, Any]) -> Iterator[str]:
     for key in ("last", "keep_models"):
         if not isinstance(tree.get(key, True), bool):
             yield f"{key} is {tree[key]!r}; it must be true or false"
+    timeout = tree.get("timeout", A_DAY)
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        yield f"timeout is {timeout!r}; it must be a number of seconds above 0"
     environment = tree.get("environment", {})
     if not isinstance(environment, dict) or not all(
         isinstance(part, str) for item in environment.items() for part in item
@@ -124,9 +148,8 @@ def _task_problems(name: Any, settings: Any) -> Iterator[str]:
         if key not in settings:
             yield f"{key} is missing"
     for key in FILES:
-        file = settings.get(key)
-        if file is not None and not (isinstance(file, str) and Path(file).is_file()):
-            yield f"{key} {file}: no such file"
+        if not isinstance(settings.get(key, ""), str):
+            yield f"{key} is {settings[key]!r}; it must be the path of a file"
 
 
 def _is_whole(value: object) -> bool:

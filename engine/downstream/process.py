@@ -56,11 +56,20 @@ class FinetuneProcess:
         self._stdin: IO[bytes] | None = self._process.stdin
         self._lock = threading.Lock()
 
-    def wait(self) -> int:
-        """Its exit code, when it has ended."""
-        code = self._process.wait()
-        self.close()
-        return code
+    def wait(self, seconds: float) -> int:
+        """Its exit code, when it has ended.
+
+        Raises:
+            TimeoutError: if it has not ended in time; it is ended then.
+        """
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(
+                f"it was ended after {seconds:g} s (timeout); the end of {self.log}:\n{self.last_lines()}"
+            ) from None
+        finally:
+            self.close()
 
     def close(self) -> None:
         """End it at once, if it has not ended; may be called from any thread, more than once."""

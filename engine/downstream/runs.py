@@ -53,7 +53,7 @@ class DownstreamRuns:
             ValueError: if a task has other settings than its earlier scores, or finetune/run.py refuses it.
         """
         self._refuse_other_settings()
-        self._check_tasks()
+        self._check_tasks(step)
         shown = self.folder.shown()
         for score in self.folder.scores():
             if score.step <= step and any((score.step, key) not in shown for key in score.line()):
@@ -77,9 +77,9 @@ class DownstreamRuns:
 
     def _offer(self, step: int, *, anew: bool) -> None:
         """Queue what a checkpoint lacks, with its model kept."""
-        done = {score.task for score in self.folder.scores() if score.step == step}
-        missing = [task for task in self._plan.tasks if task not in done]
+        missing = self._missing(step)
         if not missing:
+            self._drop_kept_model(step)  # of a start that was killed before it could
             return
         if self.folder.keep_model(step, anew=anew) is None:
             say(f"note: step {step} is left out of {', '.join(missing)}: its model is no longer there")
@@ -87,6 +87,11 @@ class DownstreamRuns:
         with self._change:
             self._jobs.extend((step, task) for task in missing)
             self._change.notify_all()
+
+    def _missing(self, step: int) -> list[str]:
+        """Tasks without a score of a step."""
+        done = {score.task for score in self.folder.scores() if score.step == step}
+        return [task for task in self._plan.tasks if task not in done]
 
     def lines(self) -> list[Line]:
         """What has been scored since the last call, for metrics.jsonl."""
@@ -160,16 +165,25 @@ class DownstreamRuns:
                     f"cannot be compared; give it another name, or move {self.folder.path} away"
                 )
 
-    def _check_tasks(self) -> None:
-        """Let finetune/run.py check the settings of each task, with the newest model."""
+    def _check_tasks(self, step: int) -> None:
+        """Let finetune/run.py check the settings of each task that a run at a step lacks a score of."""
         model = self.folder.run.model
         checks = self.folder.path / "check"
+        there = {kept for kept in self.folder.kept_steps() if kept <= step}
+        wanted = {chosen for chosen in self._plan.chosen(self._last_step) if chosen > step or chosen in there}
+        done = {(score.step, score.task) for score in self.folder.scores()}
         for name, settings in self._plan.tasks.items():
+            if all((chosen, name) in done for chosen in wanted):
+                continue
             checks.mkdir(parents=True, exist_ok=True)
             write_settings(checks / f"{name}.yaml", settings)
             options = ["--model", str(model), "--output", str(checks / name), "--dry_run", "true"]
             process = self._begin(checks / f"{name}.yaml", options, checks / f"{name}.log")
-            if process is not None and process.wait():
+            try:
+                refused = process is not None and process.wait(self._plan.timeout) != 0
+            except TimeoutError as error:
+                raise ValueError(f"evaluate_with: the check of task {name}: {error}") from None
+            if process is not None and refused:
                 raise ValueError(f"evaluate_with: task {name} is refused:\n{process.last_lines()}")
         shutil.rmtree(checks, ignore_errors=True)
 
@@ -193,8 +207,9 @@ class DownstreamRuns:
                 self._running = f"{task} of step {step}"
             try:
                 self._fine_tune(step, task)
-            except (OSError, ValueError) as error:
-                self._fail(step, task, str(error))
+            except Exception as error:  # whatever it is, the run must not wait for this thread for ever
+                known = isinstance(error, (OSError, ValueError))
+                self._fail(step, task, str(error) if known else repr(error))
 
     def _fine_tune(self, step: int, task: str) -> None:
         folder = self.folder.step_folder(step)
@@ -203,7 +218,7 @@ class DownstreamRuns:
         write_settings(settings, self._plan.tasks[task])
         say(f"fine-tuning the model of step {step}: {task} ({log})")
         process = self._begin(settings, ["--model", str(folder / MODEL), "--output", str(output)], log)
-        code = process.wait() if process is not None else 0
+        code = process.wait(self._plan.timeout) if process is not None else 0
         if self._closing:
             return
         assert process is not None
@@ -213,8 +228,7 @@ class DownstreamRuns:
         score = Score(step, task, self._plan.digest(task), read_figures(output / RESULTS_OF_A_RUN))
         self.folder.add(score)
         self._lines.append(score)
-        if not self._plan.keep_models:
-            self._drop_models(step, output)
+        self._drop_models(step, task)
 
     def _fail(self, step: int, task: str, why: str) -> None:
         if self._closing:
@@ -222,10 +236,17 @@ class DownstreamRuns:
         self._failed.append(f"{task} of step {step}")
         say(f"note: fine-tuning {task} of step {step} failed: {why}")
 
-    def _drop_models(self, step: int, output: Path) -> None:
+    def _drop_models(self, step: int, task: str) -> None:
         """Remove a fine-tuning's checkpoints, and the model that it began with where no task needs that any more."""
+        if self._plan.keep_models:
+            return
+        output = self.folder.step_folder(step) / task
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         with contextlib.suppress(OSError):
             (output / MODEL).unlink()
-        if {score.task for score in self.folder.scores() if score.step == step} >= self._plan.tasks.keys():
+        if not self._missing(step):
+            self._drop_kept_model(step)
+
+    def _drop_kept_model(self, step: int) -> None:
+        if not self._plan.keep_models:
             shutil.rmtree(self.folder.step_folder(step) / MODEL, ignore_errors=True)

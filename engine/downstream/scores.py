@@ -160,8 +160,14 @@ class ScoreFolder:
 
 
 def read_figures(results: Path) -> dict[str, float]:
-    """What a fine-tuning's results.json says of its dev and test files."""
+    """What a fine-tuning's results.json says of its dev and test files.
+
+    Raises:
+        ValueError: if it is not what finetune/run.py writes.
+    """
     tree = json.loads(results.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{results} holds no object but {type(tree).__name__}")
     return {
         name: value
         for name, value in tree.items()

@@ -16,7 +16,7 @@ from engine.convert.model_folder import write_model_folder
 from engine.downstream.plan import read_plan
 from engine.models.model import Model, build_model
 from engine.objectives.base import perplexity_of
-from engine.train.distributed import global_rank, init_distributed
+from engine.train.distributed import from_rank_zero, global_rank, init_distributed
 from engine.train.evaluate import Runner, evaluate
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
@@ -36,8 +36,12 @@ def pretrain(config: PretrainConfig) -> RunFolder:
         ValueError: all problems of the configuration at once, before any work.
     """
     resolved = resolve(config)
+    file = config.train.evaluate_with
+    plan = read_plan(file) if file is not None else None
     device = init_distributed(config.backend)
     with Watchdog(config.train.rank_timeout):
+        if plan is not None:
+            from_rank_zero(plan.refuse_absent_files)
         rows = open_rows(resolved)
     for note in rows.notes(resolved):
         say(f"note: {note}")
@@ -58,7 +62,7 @@ def pretrain(config: PretrainConfig) -> RunFolder:
             num_samples=rows.training.num_rows(resolved.timeline.at(0).seq_length),
             data=data_parts(resolved),
             profile=config.profile,
-            downstream=read_plan(plan) if (plan := config.train.evaluate_with) and global_rank() == 0 else None,
+            downstream=plan if global_rank() == 0 else None,
             evaluator=evaluator,
             progress=partial(rows.progress, resolved.timeline),
         )

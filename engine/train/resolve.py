@@ -10,7 +10,6 @@ from engine.config.cli import UsageError, collect, nearest
 from engine.config.deepspeed_json import DeepSpeedSettings, complete_deepspeed_config
 from engine.config.presets import resolve_arch
 from engine.config.pretrain import OBJECTIVE_NAMES, PretrainConfig
-from engine.config.train import TrainConfig
 from engine.convert.configs import config_to_huggingface, model_folder
 from engine.convert.huggingface import huggingface_class
 from engine.data.shard_sources import ShardSource, open_shards, sources_digest
@@ -19,7 +18,7 @@ from engine.models.model import parameter_names
 from engine.objectives.base import PretrainingObjective, Vocabulary
 from engine.objectives.registry import build_objective
 from engine.optim.groups import pattern_problems
-from engine.train.distributed import global_rank
+from engine.train.distributed import global_rank, world_size
 from engine.train.initial import check_initial_weights
 from engine.train.run import check_settings, run_record
 from engine.train.timeline import Timeline
@@ -65,7 +64,7 @@ def resolve(config: PretrainConfig) -> Resolved:
     if arch and objective and not arch.problems():
         problems += pattern_problems(config.train.optimizer, parameter_names(arch, objective.make_heads))
         collect(problems, lambda: config_to_huggingface(ready, objective_name.split(","), vocabulary.special_ids))
-    problems += _downstream_problems(config.train)
+    problems += _downstream_problems(config)
     if problems or not (tree is not None and shards and arch and objective):
         raise UsageError("\n".join(dict.fromkeys(problems)))
     settings = complete_deepspeed_config(tree, shape, device)
@@ -73,13 +72,21 @@ def resolve(config: PretrainConfig) -> Resolved:
     return Resolved(config, arch, objective, settings, timeline, *shards)
 
 
-def _downstream_problems(train: TrainConfig) -> list[str]:
-    """What is wrong with the file of ``train.evaluate_with``, as rank 0 sees it, which alone uses it."""
-    if train.evaluate_with is None or global_rank() != 0:
+def _downstream_problems(config: PretrainConfig) -> list[str]:
+    """What is wrong with the file of ``train.evaluate_with``; every rank looks, so that all end with a mistake in it.
+
+    The files of its tasks need to be on rank 0's host alone: with several ranks it looks for them when all have met.
+    """
+    train = config.train
+    if train.evaluate_with is None:
         return []
     found: list[str] = []
     plan = collect(found, lambda: read_plan(str(train.evaluate_with)))
-    return found if plan is None else plan.problems(train.save_every, train.steps)
+    if plan is None:
+        return found
+    if world_size() == 1 or (config.dry_run and global_rank() == 0):  # in a dry run they never meet
+        collect(found, plan.refuse_absent_files)
+    return found + plan.problems(train.save_every, train.steps)
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

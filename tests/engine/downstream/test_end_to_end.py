@@ -95,6 +95,22 @@ def test_scores_of_a_run(
     assert "downstream_other_dev_accuracy" in downstream_lines(run)[-1]
 
 
+def test_every_rank_ends_with_a_mistake_in_the_file(shards: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Rank 1 alone, as under launchers that end none with another: it does not wait for rank 0, which is not there."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"every": 3, "evry": 2, "tasks": {"toy": settings}}))
+    alone = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(commands.free_port())}
+    done = commands.run(commands.PRETRAIN, pretraining(tmp_path, shards, plan), env={**alone, "LOCAL_RANK": "0"})
+    assert done.returncode == 2 and "unknown key evry; did you mean every?" in done.stdout
+    # The files of tasks are rank 0's alone: it looks for them when all have met.
+    plan.write_text(yaml.safe_dump({"every": 2, "tasks": {"toy": {**settings, "dev_file": "absent.tsv"}}}))
+    done = commands.run(commands.PRETRAIN, pretraining(tmp_path, shards, plan), ranks=2)
+    assert done.returncode == 2 and done.stdout.count("tasks.toy: dev_file absent.tsv: no such file") == 1
+    done = commands.run(commands.PRETRAIN, [*pretraining(tmp_path, shards, plan), "--dry_run"], ranks=2)
+    assert done.returncode == 2 and done.stdout.count("tasks.toy: dev_file absent.tsv: no such file") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_mistakes(shards: Path, tmp_path: Path, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(yaml.safe_dump({"every": 3, "tasks": {"toy": settings}}))

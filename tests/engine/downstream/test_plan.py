@@ -34,6 +34,9 @@ def test_a_whole_plan(tmp_path: Path, task: dict[str, Any]) -> None:
     single = read(tmp_path, {"at": [0, 30], "last": False, "keep_models": True, "tasks": {"toy": task}})
     assert [step for step in range(0, 71, 5) if single.chooses(step, 65)] == [0, 30]
     assert single.keep_models and not plan.keep_models
+    assert plan.chosen(65) == [20, 40, 60, 65] and single.chosen(65) == [0, 30] and single.chosen(20) == [0]
+    assert plan.timeout == 86400 and read(tmp_path, {"at": [1], "timeout": 60, "tasks": {"toy": task}}).timeout == 60
+    plan.refuse_absent_files()
 
 
 def test_digest_follows_the_settings(tmp_path: Path, task: dict[str, Any]) -> None:
@@ -77,13 +80,15 @@ def test_steps_without_a_checkpoint(plan: DownstreamPlan, save_every: int, wrong
         ({"at": [-1]}, "at is [-1]; it must be a list of steps"),
         ({"last": "yes please"}, "last is 'yes please'; it must be true or false"),
         ({"environment": {"A": 1}}, "environment must map names to texts, such as CUDA_VISIBLE_DEVICES"),
+        ({"timeout": 0}, "timeout is 0; it must be a number of seconds above 0"),
+        ({"timeout": True}, "timeout is True; it must be a number of seconds above 0"),
         ({"tasks": {}}, "tasks must map names to settings of finetune/run.py"),
         ({"tasks": {"a b": {}}}, "tasks.a b: its name must be of letters, digits, _ and -"),
         ({"tasks": {"toy": 3}}, "tasks.toy: expected settings of finetune/run.py"),
         ({"tasks": {"toy": {}}}, "tasks.toy: ds_config is missing"),
         ({"task": {"model": "x"}}, "tasks.toy: model is given; the run sets it"),
         ({"task": {"train": {"output": "x"}}}, "tasks.toy: train.output is given; the run sets it"),
-        ({"task": {"dev_file": "absent.tsv"}}, "tasks.toy: dev_file absent.tsv: no such file"),
+        ({"task": {"dev_file": 3}}, "tasks.toy: dev_file is 3; it must be the path of a file"),
     ],
     ids=str,
 )
@@ -107,6 +112,17 @@ def test_all_problems_at_once_and_files_that_are_none(tmp_path: Path) -> None:
             read(tmp_path, content)
     with pytest.raises(UsageError, match="evaluate_with absent: No such file or directory"):
         read_plan("absent")
+
+
+def test_files_that_are_not_there(tmp_path: Path, task: dict[str, Any]) -> None:
+    tasks = {"one": {**task, "dev_file": "absent.tsv"}, "two": {**task, "test_file": str(tmp_path)}}
+    plan = read(tmp_path, {"every": 20, "tasks": tasks})
+    with pytest.raises(UsageError) as caught:
+        plan.refuse_absent_files()
+    assert str(caught.value) == (
+        "evaluate_with: tasks.one: dev_file absent.tsv: no such file\n"
+        f"evaluate_with: tasks.two: test_file {tmp_path}: no such file"
+    )
 
 
 def test_environment_of_one_rank() -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,78 @@ def test_a_failure_is_told_and_the_rest_goes_on(
     assert [entry["task"] for entry in diary(tmp_path) if not entry["dry"]] == ["a", "b", "a", "b", "a"]
 
 
+@pytest.mark.parametrize(
+    ("acts", "message"),
+    [
+        ({"results": [1]}, "results.json holds no object but list"),
+        ({"results": "torn"}, "results.json holds no object but str"),
+        ({"wait_for": "/nowhere"}, "it was ended after 3 s (timeout); the end of "),
+    ],
+    ids=["list", "text", "hangs"],
+)
+def test_whatever_goes_wrong_is_a_failure_and_the_waiting_ends(
+    acts: dict[str, Any], message: str, run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_checkpoint(run, 2)
+    wanted = plan(tmp_path, a=acts, b={})
+    runs = DownstreamRuns(run, replace(wanted, timeout=3.0), last_step=2)
+    runs.start(2)
+    assert [next(iter(figures)) for _, figures in finish(runs)] == ["downstream_b_dev_accuracy"]
+    assert runs.failed == ["a of step 2"]
+    assert message in capsys.readouterr().err
+    assert not Path(f"/proc/{diary(tmp_path)[-2]['pid']}").exists()
+
+
+def test_a_mistake_of_ours_in_the_thread_ends_the_waiting_too(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_checkpoint(run, 2)
+    runs = DownstreamRuns(run, plan(tmp_path, a={}), last_step=2)
+    runs.start(2)
+    monkeypatch.setattr("engine.downstream.runs.read_figures", lambda file: {}["figures"])
+    assert finish(runs) == []
+    assert "note: fine-tuning a of step 2 failed: KeyError('figures')" in capsys.readouterr().err
+
+
+def test_a_check_that_hangs_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    add_checkpoint(run, 0)
+    wanted = replace(plan(tmp_path, a={"check_hangs": True}), timeout=1.0)
+    runs = DownstreamRuns(run, wanted, last_step=2)
+    with pytest.raises(ValueError, match=r"evaluate_with: the check of task a: it was ended after 1 s \(timeout\)"):
+        runs.start(0)
+    runs.close()
+
+
+def test_only_tasks_that_lack_a_score_are_checked(run: RunFolder, tmp_path: Path) -> None:
+    wanted = plan(tmp_path, a={}, b={}, c={})
+    folder = ScoreFolder(run)
+    for step in (2, 4):
+        add_checkpoint(run, step)
+    folder.path.mkdir()
+    for step, task in ((2, "a"), (4, "a"), (2, "b"), (4, "c")):
+        folder.add(Score(step, task, wanted.digest(task), {"dev_accuracy": 0.5}))
+    runs = DownstreamRuns(run, wanted, last_step=4)
+    runs.start(2)  # step 4 is still to come, again
+    finish(runs)
+    assert [entry["task"] for entry in diary(tmp_path) if entry["dry"]] == ["b", "c"]
+    assert [entry["task"] for entry in diary(tmp_path) if not entry["dry"]] == ["c"]
+
+
+def test_a_kept_model_goes_with_its_last_score_also_after_a_kill(run: RunFolder, tmp_path: Path) -> None:
+    wanted = plan(tmp_path, a={})
+    folder = ScoreFolder(run)
+    add_checkpoint(run, 2)
+    kept = folder.keep_model(2)
+    assert kept is not None
+    folder.add(Score(2, "a", wanted.digest("a"), {"dev_accuracy": 0.5}))
+    for keep_models in (True, False):
+        assert kept.is_dir()
+        runs = DownstreamRuns(run, replace(wanted, keep_models=keep_models), last_step=2)
+        runs.start(2)
+        finish(runs)
+    assert not kept.exists()
+
+
 def test_stopped_and_taken_up_again(run: RunFolder, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     tasks = plan(tmp_path, a={"wait_for": str(gate)})
@@ -177,7 +250,7 @@ def test_stopped_and_taken_up_again(run: RunFolder, tmp_path: Path) -> None:
     third = DownstreamRuns(run, tasks, last_step=4)
     third.start(4)
     finish(third)
-    assert [entry["dry"] for entry in diary(tmp_path)[before:]] == [True]  # nothing is done twice
+    assert diary(tmp_path)[before:] == []  # nothing is done twice, and what is done is not checked
 
 
 def test_lines_that_a_return_cut_off_come_back_with_their_step(run: RunFolder, tmp_path: Path) -> None:
