@@ -31,6 +31,7 @@ class Place:
         world_size: ranks.
         offload_optimizer: where states are: none, cpu or nvme.
         offload_param: where weights are.
+        device_type: cuda or cpu.
     """
 
     settings: DeepSpeedSettings
@@ -38,6 +39,16 @@ class Place:
     world_size: int
     offload_optimizer: str = "none"
     offload_param: str = "none"
+    device_type: str = "cpu"
+
+    @property
+    def flattens(self) -> bool:
+        """Whether DeepSpeed may wrap a fused Adam (apex's or its own) at stage 0, which flattens the gradients.
+
+        With ``auto`` a GPU takes one where it is installed, which is not known here: the larger need is counted.
+        """
+        fused = ("apex", "deepspeed", "auto") if self.device_type == "cuda" else ("apex", "deepspeed")
+        return self.optimizer.name == "adamw" and self.optimizer.backend in fused
 
     @property
     def width(self) -> int:
@@ -175,8 +186,12 @@ class Replicated(Layout):
                 pass
 
     def step(self) -> None:
-        """In 16 bits the optimizer has gradients of its own, unless they are fp32 already."""
-        if self.width == 2 and self.gradient_width == 2:
+        """In 16 bits the optimizer has gradients of its own: flat ones, or each alone unless it is fp32 already."""
+        if self.width == 2 and self.place.flattens:
+            for group in self.sizes.groups:
+                with self.account.holding(GRADIENTS, 4 * group.size if self.gradient_width == 2 else 0):
+                    self.account.add(GRADIENTS, 4 * group.size)
+        elif self.width == 2 and self.gradient_width == 2:
             self.account.add(GRADIENTS, 4 * self.sizes.trained)
         keys = [Key(group.rule, p.size, p.size) for group in self.sizes.groups for p in group.parameters]
         self.hold_for_step([[key] for key in keys])

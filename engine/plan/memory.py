@@ -92,7 +92,7 @@ def estimate_memory(
     trace = _trace(
         arch, objective, settings.precision, rows, masking_rate, activation_checkpointing, device_type, frozen
     )
-    return _of_most(sizes, trace, settings, optimizer, world_size)
+    return _of_most(sizes, trace, settings, optimizer, world_size, device_type)
 
 
 def estimate_batch(
@@ -122,16 +122,21 @@ def estimate_batch(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[settings.precision])
     trace = trace_micro_batch(model, objective, batch, device_type, activation_checkpointing)
-    return _of_most(sizes, trace, settings, optimizer, world_size)
+    return _of_most(sizes, trace, settings, optimizer, world_size, device_type)
 
 
 def _of_most(
-    sizes: ModelSizes, trace: Trace, settings: DeepSpeedSettings, optimizer: OptimizerConfig, world_size: int
+    sizes: ModelSizes,
+    trace: Trace,
+    settings: DeepSpeedSettings,
+    optimizer: OptimizerConfig,
+    world_size: int,
+    device_type: str,
 ) -> MemoryEstimate:
     """What the rank that needs most needs."""
     zero = settings.config.get("zero_optimization", {})
     offloads = device_of(zero, "offload_optimizer"), device_of(zero, "offload_param")
-    place = Place(settings, optimizer, world_size, *offloads)
+    place = Place(settings, optimizer, world_size, *offloads, device_type)
     return max((_replay(sizes, place, trace, rank) for rank in _ranks(place)), key=lambda found: found.total)
 
 

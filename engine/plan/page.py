@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from engine.plan.account import PARTS
-from engine.plan.planning import GIB, Candidate, Plan
+from engine.plan.judging import Candidate, rows_of_rank
+from engine.plan.planning import FOLDER, Plan
+from engine.plan.setting_up import GIB, WHOLE_RUN
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -21,6 +24,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "gpu_memory_bytes": int(setup.config.gpu_memory * GIB),
         "room_bytes": setup.room,
         "fits": plan.best.fits,
+        "asked": _candidate(plan.asked) if plan.asked else None,
+        "asked_fits": plan.asked.fits if plan.asked else None,
         "candidates": [_candidate(candidate) for candidate in plan.candidates],
         "best": _candidate(plan.best),
         "largest": _candidate(plan.largest) if plan.largest else None,
@@ -29,7 +34,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "tokens": duration.tokens,
         "flops": duration.flops,
         "mfu": setup.config.mfu,
-        "peak_tflops": setup.peak_tflops,
+        "peak_tflops": plan.peak_tflops,
         "seconds": duration.seconds,
         "days": duration.days,
         "epochs": duration.epochs,
@@ -39,11 +44,12 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def _candidate(candidate: Candidate) -> dict[str, Any]:
     return {
         "ds_config": candidate.file,
-        "micro_batch_size": list(candidate.micro_batches),
+        "micro_batch_size": candidate.micro_batches,
         "activation_checkpointing": candidate.checkpointing,
         "memory_bytes": candidate.memory.parts,
         "total_bytes": candidate.memory.total,
         "host_bytes": candidate.memory.host_parts,
+        "divides": candidate.divides,
         "fits": candidate.fits,
     }
 
@@ -98,55 +104,65 @@ def _aligned(row: list[str], widths: list[int]) -> str:
 
 
 def _sizes(candidate: Candidate) -> str:
-    return ",".join(map(str, candidate.micro_batches))
+    return ",".join(map(str, candidate.micro_batches.values()))
 
 
 def _verdict(plan: Plan) -> str:
     best = plan.best
     if best.fits:
-        options = f"--ds_config {_shown(best.file)} --train.micro_batch_size {max(best.micro_batches)}"
-        if plan.setup.config.stages:
-            options = f"--ds_config {_shown(best.file)}, with stages' micro_batch_size {_sizes(best)}"
-        more = plan.largest.micro_batches if plan.largest else best.micro_batches
-        larger = f"\nlargest      --train.micro_batch_size {max(more)} fits too" if more != best.micro_batches else ""
-        return f"fits         {options}{_asked(plan)}{larger}"
-    lines = [f"does not fit {_shown(best.file)} needs {(best.memory.total - plan.setup.room) / GIB:.2f} GiB more"]
-    for change in plan.advice:
-        again = " --train.activation_checkpointing true" if change.checkpointing else ""
-        options = f"--ds_config {_shown(change.file)} --train.micro_batch_size {max(change.micro_batches)}{again}"
-        lines.append(f"would fit    {options} ({change.memory.total / GIB:.2f} GiB{_on_host(change)})")
+        lines = [f"fits         {options_of(best)}"]
+        if plan.largest and plan.largest.micro_batches != best.micro_batches:
+            lines.append(f"largest      {options_of(plan.largest)}")
+        return "\n".join(lines)
+    lines = [f"does not fit {options_of(best)}", *(f"             {why}" for why in _reasons(plan))]
+    lines += [f"would fit    {options_of(change)}" for change in plan.advice]
     if not plan.advice:
         lines.append("nothing here would make it fit: take more GPUs or larger ones, shorter rows, or zero3_nvme.json")
     return "\n".join(lines)
 
 
-def _asked(plan: Plan) -> str:
-    """That a file was not judged with the micro-batches of the run."""
-    asked = tuple(first.micro_batch_size for first, _ in plan.setup.phases())
-    if plan.setup.config.ds_config is None or asked == plan.best.micro_batches:
-        return ""
-    sizes = ",".join(map(str, asked))
-    return f"\nasked for    micro-batches of {sizes}, which do not fit or do not divide the rows of a rank"
+def _reasons(plan: Plan) -> list[str]:
+    """Why the best of the candidates does not fit."""
+    best, found = plan.best, []
+    if (missing := best.memory.total - plan.setup.room) > 0:
+        found.append(f"{missing / GIB:.2f} GiB too much")
+    for unit in plan.setup.units():
+        size, rows = best.micro_batches[unit.setting], rows_of_rank(plan.setup, unit)
+        if rows % size:
+            found.append(f"a run is refused: {unit.setting} {size} does not divide the {rows} rows of a rank")
+    return found
 
 
-def _on_host(candidate: Candidate) -> str:
-    return f" and {candidate.memory.host_total / GIB:.2f} GiB of the host" if candidate.memory.host_parts else ""
+def options_of(candidate: Candidate) -> str:
+    """A candidate as the options of a run, what belongs into the stages of its file, and what it needs."""
+    sizes = dict(candidate.micro_batches)
+    options = [f"--ds_config {shlex.quote(_shown(candidate.file))}"]
+    if WHOLE_RUN in sizes:
+        options.append(f"--{WHOLE_RUN} {sizes.pop(WHOLE_RUN)}")
+    if candidate.checkpointing:
+        options.append("--train.activation_checkpointing true")
+    of_stages = ", ".join(f"{setting} {size}" for setting, size in sizes.items())
+    in_file = f", in the run's file {of_stages}" if of_stages else ""
+    memory = candidate.memory
+    host = f" and {memory.host_total / GIB:.2f} GiB of the host" if memory.host_parts else ""
+    return f"{' '.join(options)}{in_file} ({memory.total / GIB:.2f} GiB{host})"
 
 
 def _shown(file: str) -> str:
+    """A path as an option takes it; files that ship by their name in the repository."""
     path = Path(file)
-    return str(Path(path.parent.name) / path.name) if path.is_absolute() else file
+    return str(Path(FOLDER.name) / path.name) if path.resolve().parent == FOLDER else file
 
 
 def _time(plan: Plan) -> str:
     duration, config = plan.duration, plan.setup.config
-    flops = config.gpus * plan.setup.peak_tflops * config.mfu
+    flops = config.gpus * plan.peak_tflops * config.mfu
     lines = [
         f"steps        {duration.steps:,}, {duration.tokens / duration.steps:,.0f} tokens each, "
         f"{duration.tokens / 1e9:,.2f} billion in all"
         + (f", {duration.epochs:.2f} epochs" if duration.epochs is not None else ""),
         f"work         {duration.flops:.3g} operations at {flops:,.0f} TFLOP/s ({config.gpus} x "
-        f"{plan.setup.peak_tflops:g} x MFU {config.mfu:g})",
+        f"{plan.peak_tflops:g} x MFU {config.mfu:g})",
         f"time         {_duration(duration.seconds)} ({duration.tokens / duration.seconds:,.0f} tokens a second)",
     ]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from engine.plan.__main__ import main
 from tests import commands
 
 SMALL = ["--model", "bert-mini", "--gpus", "2", "--train.batch_size", "64"]
+SIZE = "train.micro_batch_size"
 RECIPES = recipe_names(RECIPE_FOLDER)
 
 
@@ -44,8 +45,9 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_file_is_judged_with_its_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
     found = figures(capsys, *SMALL, "--ds_config", str(commands.DS_CONFIGS / "zero1_bf16.json"))
-    assert [candidate["micro_batch_size"] for candidate in found["candidates"]] == [[8]]
-    assert found["largest"]["micro_batch_size"] == [32] and found["fits"]
+    assert [candidate["micro_batch_size"] for candidate in found["candidates"]] == [{SIZE: 8}]
+    assert found["largest"]["micro_batch_size"] == {SIZE: 32} and found["fits"]
+    assert found["asked"] == found["best"] and found["asked_fits"]
     assert found["seconds"] == pytest.approx(found["flops"] / (2 * 989e12 * 0.4))
 
 
@@ -54,17 +56,77 @@ def test_a_run_that_does_not_fit_says_what_would(capsys: pytest.CaptureFixture[s
     file = str(commands.DS_CONFIGS / "zero1_bf16.json")
     assert main([*options, "--ds_config", file]) == 1
     text = capsys.readouterr().out
-    assert "does not fit ds_configs/zero1_bf16.json needs" in text and "GiB more" in text
+    assert "does not fit --ds_config ds_configs/zero1_bf16.json --train.micro_batch_size 8 (" in text
+    assert " GiB too much" in text
     assert "would fit    --ds_config ds_configs/zero2_bf16.json" in text
     assert "--train.activation_checkpointing true" in text
 
 
-def test_a_smaller_micro_batch_than_asked_for_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_micro_batch_that_does_not_divide_the_rows_is_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(commands.DS_CONFIGS / "zero1_bf16.json")
-    assert main([*SMALL, "--ds_config", file, "--train.micro_batch_size", "24"]) == 0
+    assert main([*SMALL, "--ds_config", file, "--train.micro_batch_size", "24"]) == 1
     text = capsys.readouterr().out
-    assert "fits         --ds_config ds_configs/zero1_bf16.json --train.micro_batch_size 16" in text
-    assert "asked for    micro-batches of 24, which do not fit or do not divide the rows of a rank" in text
+    assert "does not fit --ds_config ds_configs/zero1_bf16.json --train.micro_batch_size 24" in text
+    assert "a run is refused: train.micro_batch_size 24 does not divide the 32 rows of a rank" in text
+    assert "would fit    --ds_config ds_configs/zero1_bf16.json --train.micro_batch_size 32 (" in text
+
+
+def test_a_smaller_micro_batch_than_asked_for_is_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    """256 rows of 512 tokens of BERT-mini do not fit, fewer do."""
+    file = str(commands.DS_CONFIGS / "zero0_bf16.json")
+    options = [
+        "--model",
+        "bert-mini",
+        "--data.seq_length",
+        "512",
+        "--gpu_memory",
+        "2",
+        "--train.micro_batch_size",
+        "256",
+    ]
+    found = figures(capsys, *options, "--ds_config", file, code=1)
+    assert found["asked"]["micro_batch_size"] == {SIZE: 256}
+    assert not found["asked_fits"] and not found["fits"] and found["largest"] is None
+    advised = found["advice"][0]
+    assert advised["ds_config"] == file and advised["micro_batch_size"][SIZE] < 256
+    assert advised["total_bytes"] <= found["room_bytes"] < found["asked"]["total_bytes"]
+
+
+def test_steps_that_share_a_setting_get_one_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe ramps rows from 128 to 512 tokens: what fits the short ones does not fit the long ones."""
+    options = ["--config", "bert-base", "--gpus", "8", "--arch.num_layers", "2", "--gpu_memory", "2.3"]
+    chosen = figures(capsys, *options)["best"]
+    file = ["--ds_config", chosen["ds_config"]]
+    short = figures(capsys, *options, *file, "--data.length_ramp", "{}", "--data.seq_length", "128")["largest"]
+    assert chosen["micro_batch_size"][SIZE] < short["micro_batch_size"][SIZE]
+    asked = figures(capsys, *options, *file, "--train.micro_batch_size", str(chosen["micro_batch_size"][SIZE]))
+    assert asked["asked_fits"] and asked["asked"] == chosen
+    figures(capsys, *options, *file, "--train.micro_batch_size", str(2 * chosen["micro_batch_size"][SIZE]), code=1)
+
+
+def test_one_micro_batch_divides_all_rows_of_a_ramp(capsys: pytest.CaptureFixture[str]) -> None:
+    found = figures(capsys, *SMALL, "--train.batch_ramp", "{10: 24}", "--gpu_memory", "80")
+    assert found["best"]["micro_batch_size"] == {SIZE: 4}  # of 12 and of 32 rows of a rank
+
+
+def test_stages_with_a_micro_batch_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Options and GiB are those of the combination: the option of the whole run does not reach the second stage."""
+    options = ["--config", "bert-large-lamb", "--gpus", "64", "--arch.num_layers", "2", "--gpu_memory", "1.8"]
+    file = str(commands.DS_CONFIGS / "zero0_bf16.json")
+    found = figures(capsys, *options, "--ds_config", file, code=1)
+    assert found["asked"]["micro_batch_size"] == {SIZE: 64, "stages.1.micro_batch_size": 16}
+    assert main([*options, "--ds_config", file]) == 1
+    text = capsys.readouterr().out
+    for change in found["advice"]:
+        first, second = change["micro_batch_size"].values()
+        assert re.search(
+            rf"would fit    --ds_config ds_configs/{Path(change['ds_config']).name} --train.micro_batch_size {first}"
+            rf"( --train.activation_checkpointing true)?, in the run's file stages.1.micro_batch_size {second} "
+            rf"\({change['total_bytes'] / 2**30:.2f} GiB",
+            text,
+        )
+        assert change["total_bytes"] <= found["room_bytes"]
+    assert found["advice"]
 
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +140,12 @@ def test_shards_give_vocabulary_and_epochs(shards: Path, capsys: pytest.CaptureF
     tokens = sum(shard["num_tokens"] for shard in manifest["shards"])
     assert found["vocab_size"] == manifest["tokenizer"]["vocab_size"]
     assert found["epochs"] == pytest.approx(640 * 125 / tokens, rel=0.15)
+
+
+def test_bf16_is_refused_for_a_gpu_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(commands.DS_CONFIGS / "zero2_bf16.json")
+    assert main([*SMALL, "--gpu", "v100", "--ds_config", file]) == 2
+    assert "this GPU has no bf16; use the fp16 file" in capsys.readouterr().err
 
 
 def test_a_gpu_before_bf16_is_planned_in_fp16(capsys: pytest.CaptureFixture[str]) -> None:
