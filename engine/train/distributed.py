@@ -225,26 +225,38 @@ def _told_by(ranks: list[int]) -> str:
     return f"rank {ranks[0]}: " if len(ranks) == 1 else f"rank {ranks[0]} and {len(ranks) - 1} more: "
 
 
-def wait_for_rank_zero() -> None:
+def shared_store() -> torch.distributed.Store:
+    """The store that the ranks met in."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def wait_for_rank_zero(meanwhile: Callable[[], None] | None = None) -> None:
     """Return when rank 0 has called this too, however long that takes; all ranks call it as often, in the same order.
 
     To be called before a collective that rank 0 comes to after work of its own: a collective gives up after
     ``COLLECTIVE_TIMEOUT``. If rank 0 is lost meanwhile, its store does not answer, or the watchdog ends this rank.
+    The others call ``meanwhile``, which must be quick, about every second.
     """
     if world_size() == 1:
         return
-    store, meeting = torch.distributed.distributed_c10d._get_default_store(), next(_meetings)
+    store, meeting = shared_store(), next(_meetings)
     if global_rank() == 0:
         store.add(RANK_ZERO_CAME, 1)
         return
     pause = SHORTEST_PAUSE
     while store.add(RANK_ZERO_CAME, 0) < meeting:  # adding nothing reads
+        if meanwhile is not None:
+            meanwhile()
         time.sleep(pause)
         pause = min(pause * 1.5, LONGEST_PAUSE)
 
 
-def from_rank_zero(work: Callable[[], T]) -> T:
+def from_rank_zero(work: Callable[[], T], meanwhile: Callable[[], None] | None = None) -> T:
     """Do something on rank 0 alone, however long it takes; every rank gets its result.
+
+    Args:
+        work: what rank 0 does.
+        meanwhile: what the others call about every second until then.
 
     Raises:
         SharedError: on every rank, where it was a ValueError or OSError on rank 0.
@@ -255,6 +267,6 @@ def from_rank_zero(work: Callable[[], T]) -> T:
             result = work()
         except (ValueError, OSError) as error:
             problem = str(error)
-    wait_for_rank_zero()
+    wait_for_rank_zero(meanwhile)
     raise_together(problem)
     return cast(T, broadcast_object(result))

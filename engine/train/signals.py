@@ -8,10 +8,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine.train.distributed import global_rank
+from engine.train.distributed import global_rank, shared_store, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOP_FILE = "STOP"
+STOP_ASKED = "stop-asked"  # in the store of the ranks: what asked another rank than 0
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -32,6 +33,7 @@ class StopRequest:
         self._arrived: str | None = None
         self._earlier: dict[signal.Signals, Any] = {}
         self._looked = float("-inf")
+        self._told = False
 
     def install(self) -> None:
         """Take the signals over; in the main thread only, as Python asks."""
@@ -55,6 +57,18 @@ class StopRequest:
                 if self._file.exists():
                     self._arrived = self._name_of_file()
         return self._arrived
+
+    def tell_rank_zero(self) -> None:
+        """On another rank, while rank 0 does something else than steps: let it know what asked this process to stop."""
+        if self._arrived is not None and not self._told:
+            shared_store().set(STOP_ASKED, self._arrived)
+            self._told = True
+
+    def requested_on_any(self) -> str | None:
+        """On rank 0: as ``requested``, but of all ranks, as far as they have told it."""
+        if self.requested is None and world_size() > 1 and shared_store().check([STOP_ASKED]):
+            self._arrived = shared_store().get(STOP_ASKED).decode()
+        return self.requested
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._arrived = signal.Signals(number).name

@@ -141,7 +141,9 @@ class Trainer:
         """At the end of the run: rank 0 waits for the fine-tunings that are left, the others for rank 0."""
         log, runs, stop = self._log, self.parts.downstream, self.parts.stop
         assert log is not None
-        reason = from_rank_zero(lambda: runs.wait(log.write, lambda: stop.requested) if runs else None)
+        reason = from_rank_zero(
+            lambda: runs.wait(log.write, stop.requested_on_any) if runs else None, meanwhile=stop.tell_rank_zero
+        )
         if reason is not None:
             raise RunStopped(reason, self.state.step)
 

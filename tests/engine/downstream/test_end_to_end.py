@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 
 from engine.downstream.__main__ import main
 from tests import commands
+from tests.engine.train.test_signals import ranks_of
 
 FINETUNE = commands.REPOSITORY / "finetune" / "run.py"
 FP32 = str(commands.DS_CONFIGS / "fp32.json")
@@ -41,15 +42,16 @@ def pretraining(folder: Path, shards: Path, plan: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def stop_while_it_waits(command: list[str], log: Path) -> int:
-    """Send SIGTERM when all steps are taken and a fine-tuning is under way; the exit code."""
+def stop_while_it_waits(command: list[str], folder: Path, rank: int | None = None) -> int:
+    """Send SIGTERM to the command or a rank of it when it waits for the first fine-tuning; the exit code."""
+    log = folder.parent / "log"
     with log.open("w") as output:
         run = subprocess.Popen(command, env=commands.environment(), stdout=output, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
     while "waiting for fine-tuning: toy of step 2" not in log.read_text():
         assert time.monotonic() < deadline and run.poll() is None, log.read_text()
         time.sleep(0.1)
-    run.send_signal(signal.SIGTERM)
+    os.kill(run.pid if rank is None else ranks_of(folder)[rank], signal.SIGTERM)
     return run.wait(60)
 
 
@@ -63,7 +65,7 @@ def test_scores_of_a_run(
     run, plan = tmp_path / "run", tmp_path / "plan.yaml"
     plan.write_text(yaml.safe_dump({"every": 2, "tasks": {"toy": settings}}))
     options = pretraining(tmp_path, shards, plan)
-    code = stop_while_it_waits([sys.executable, str(commands.PRETRAIN), *options], tmp_path / "log")
+    code = stop_while_it_waits(commands.launch_command(commands.PRETRAIN, options, None), run)
     log = (tmp_path / "log").read_text()
     assert code == 75, log
     assert "stopped by SIGTERM at step 4, which is saved: the same command goes on from there" in log
@@ -93,6 +95,15 @@ def test_scores_of_a_run(
     assert "note: no checkpoint is there of step 3" in capsys.readouterr().err
     assert [line["step"] for line in downstream_lines(run)] == [2, 4, 4]
     assert "downstream_other_dev_accuracy" in downstream_lines(run)[-1]
+
+
+def test_a_signal_to_another_rank_ends_the_waiting(shards: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"every": 2, "tasks": {"toy": {**settings, "epochs": 5000}}}))
+    options = pretraining(tmp_path, shards, plan)
+    code = stop_while_it_waits(commands.launch_command(commands.PRETRAIN, options, 2), tmp_path / "run", rank=1)
+    log = (tmp_path / "log").read_text()
+    assert code == 75 and "stopped by SIGTERM at step 4, which is saved" in log, log
 
 
 def test_every_rank_ends_with_a_mistake_in_the_file(shards: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
