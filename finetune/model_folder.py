@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.config.arch import ArchConfig
-from engine.convert.configs import arch_from_huggingface, read_json
+from engine.convert.configs import arch_from_huggingface, pad_id_of, read_json
 from engine.convert.huggingface import from_huggingface, to_huggingface
 from engine.convert.model_folder import read_model_folder, write_model_folder
 from engine.models.model import Model, build_model
@@ -100,7 +100,7 @@ def load_finetuned_model(path: str) -> FinetunedModel:
     settings = {"task": "classification", "max_length": arch.max_positions, "pair": False, **config.get(KEY, {})}
     if settings["task"] not in TASKS:
         raise ValueError(f"{folder}: its task is {settings['task']!r}; this version has {', '.join(TASKS)}")
-    weights = from_huggingface(tensors, arch)
+    weights = from_huggingface(tensors, arch, pad_id_of(config))
     task = TASKS[settings["task"]].from_settings(_labels(folder, config, weights), settings)
     model = build_model(arch, {task.name: task.make_head(arch)}, seed=0)
     for name, parameter in model.named_parameters():

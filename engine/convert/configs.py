@@ -147,6 +147,12 @@ def unused_positions(model_type: str, pad_id: int | None) -> int:
     return pad_id + 1
 
 
+def pad_id_of(config: Mapping[str, Any]) -> int | None:
+    """Id of the padding token by a config.json; where it says nothing, that of transformers' PRE_NORM class."""
+    found: int | None = config.get("pad_token_id", 1)
+    return found
+
+
 def config_to_huggingface(
     arch: ArchConfig, heads: Sequence[str], special_ids: Mapping[str, int], labels: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def arch_from_huggingface(config: Mapping[str, Any]) -> ArchConfig:
     if FIXED[model_type].get("activation", values["activation"]) != values["activation"]:
         raise ValueError(f"config.json: hidden_act is {config['hidden_act']!r}: a {model_type} must have 'gelu'")
     if model_type == PRE_NORM and isinstance(values["max_positions"], int):
-        values["max_positions"] -= unused_positions(model_type, config.get("pad_token_id", 1))
+        values["max_positions"] -= unused_positions(model_type, pad_id_of(config))
     merged, kept = MERGED_DROPOUT[model_type]
     if config.get(merged) not in (None, values["hidden_dropout"]):
         logger.warning("config.json: %s %s is not kept; %s is used there too", merged, config[merged], kept)

@@ -154,12 +154,13 @@ def to_huggingface(
     return config, tensors
 
 
-def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig) -> dict[str, Tensor]:
+def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig, pad_id: int | None = None) -> dict[str, Tensor]:
     """Turn the tensors of a transformers class into weights of ours.
 
     Args:
         tensors: by their names, of a class with a head or of the bare encoder (whose names have no prefix).
         arch: the architecture that ``arch_from_huggingface`` read beside them.
+        pad_id: ``pad_id_of`` the same config.json; only a pre-norm BERT needs it.
 
     Returns:
         fp32 tensors by our names, the vocabulary padded: the whole encoder, and of the heads what was found
@@ -176,6 +177,7 @@ def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig) -> dict[st
     encoder = [name for rule in rules if rule.ours.startswith("encoder.") for name in rule.theirs]
     if missing := [name for name in encoder if name not in tensors]:
         raise ValueError(f"{len(missing)} tensors of the {model_type} are missing: {first_of(missing)}")
+    unused = unused_positions(model_type, pad_id)
     weights: dict[str, Tensor] = {}
     has_pairs = "cls.seq_relationship.weight" in tensors
     for rule in rules:
@@ -183,7 +185,7 @@ def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig) -> dict[st
             continue  # its pooler is a classifier's
         if all(name in tensors for name in rule.theirs):
             theirs = [tensors[name].detach().to("cpu", torch.float32) for name in rule.theirs]
-            weights[rule.ours] = join_to_ours(theirs, rule.change, arch)
+            weights[rule.ours] = join_to_ours(theirs, rule.change, arch, unused)
     check_shapes(weights, arch)
     known = {name for rule in rules for name in rule.theirs} | check_tied(tensors, TIED[model_type], prefix)
     report_left_out(sorted(set(tensors) - known), model_type, prefix)
@@ -224,8 +226,8 @@ def split_to_theirs(ours: Tensor, change: str, arch: ArchConfig, unused: int = 0
     return [ours]
 
 
-def join_to_ours(theirs: Sequence[Tensor], change: str, arch: ArchConfig) -> Tensor:
-    """Make one tensor of ours of theirs."""
+def join_to_ours(theirs: Sequence[Tensor], change: str, arch: ArchConfig, unused: int = 0) -> Tensor:
+    """Make one tensor of ours of theirs; ``unused`` rows come before the first position."""
     if change == STACKED:
         return torch.cat(list(theirs))
     (tensor,) = theirs
@@ -237,7 +239,7 @@ def join_to_ours(theirs: Sequence[Tensor], change: str, arch: ArchConfig) -> Ten
     if change == TRANSPOSED and tensor.dim() == 2:
         return tensor.T.contiguous()
     if change == LATER:
-        return tensor[max(0, tensor.shape[0] - arch.max_positions) :]
+        return tensor[unused:]
     return tensor
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from engine.config.arch import ArchConfig
-from engine.convert.configs import read_json
+from engine.convert.configs import pad_id_of, read_json
 from engine.convert.huggingface import arch_from_huggingface, from_huggingface
 from engine.convert.model_folder import find_weights, read_model_folder
 from engine.models.model import Model
@@ -65,8 +65,8 @@ def load_initial_weights(model: Model, arch: ArchConfig, folder: Path, without: 
     Raises:
         ValueError: if the folder has no readable weights of this architecture.
     """
-    _, tensors = read_model_folder(folder)
-    weights = from_huggingface(tensors, arch)
+    config, tensors = read_model_folder(folder)
+    weights = from_huggingface(tensors, arch, pad_id_of(config))
     parameters = dict(model.named_parameters())
     for name, tensor in weights.items():
         if name in parameters and name not in without:

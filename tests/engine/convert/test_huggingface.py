@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config.arch import ArchConfig
+from engine.convert.configs import pad_id_of
 from engine.convert.huggingface import arch_from_huggingface, from_huggingface, huggingface_class, to_huggingface
 from engine.convert.model_folder import read_model_folder, write_model_folder
 from engine.models import embeddings, heads, transformer
@@ -184,7 +185,7 @@ def assert_same(ours: Model, theirs: Any, arch: ArchConfig, head: str) -> None:
     loss_of(hidden_theirs, logits_theirs).backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     assert len(gradients) == len(list(theirs.named_parameters()))
-    expected = from_huggingface(gradients, arch)
+    expected = from_huggingface(gradients, arch, PAD)
     assert expected.keys() == dict(ours.named_parameters()).keys()
     for name, parameter in ours.named_parameters():
         scale = expected[name].abs().max().item()
@@ -198,7 +199,7 @@ def test_their_folder_becomes_our_model(arch: ArchConfig, head: str, tmp_path: P
     config, tensors = read_model_folder(tmp_path)
     assert arch_from_huggingface(config) == arch
     ours = build_model(arch, {head: HEADS[head](arch)}, seed=0).eval()
-    ours.load_state_dict(from_huggingface(tensors, arch))
+    ours.load_state_dict(from_huggingface(tensors, arch, pad_id_of(config)))
     assert_same(ours, theirs, arch, head)
 
 
@@ -230,7 +231,7 @@ def test_weights_come_back_bit_equal(arch: ArchConfig, head: str) -> None:
     assert arch_from_huggingface(config) == arch
     labels = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"} if head == "classification" else None
     assert config.get("id2label") == labels
-    back = from_huggingface(tensors, arch)
+    back = from_huggingface(tensors, arch, pad_id_of(config))
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
 
@@ -241,7 +242,7 @@ def test_training_drops_where_theirs_does(arch: ArchConfig, head: str, monkeypat
         monkeypatch.setattr(module, "dropout", torch.nn.functional.dropout)
     theirs = build_theirs(arch, head).train()
     ours = build_model(arch, {head: HEADS[head](arch)}, seed=0).train()
-    ours.load_state_dict(from_huggingface(theirs.state_dict(), arch))
+    ours.load_state_dict(from_huggingface(theirs.state_dict(), arch, PAD))
     batch = packed_batch(arch, (13,))  # one sequence: both draw masks of the same size in the same order
     torch.manual_seed(3)
     hidden, logits = our_outputs(ours, head, batch)
@@ -261,7 +262,7 @@ def test_bare_encoder_of_theirs_has_no_prefix(arch: ArchConfig, tmp_path: Path) 
     pre_norm = "RobertaPreLayerNormModel" if arch.norm_position == "pre" else "BertModel"
     assert config["architectures"] == ["GPT2Model" if arch.causal else pre_norm]
     assert not any(name.startswith(("bert.", "roberta", "transformer.")) for name in tensors)
-    weights = from_huggingface(tensors, arch)
+    weights = from_huggingface(tensors, arch, pad_id_of(config))
     pooler = {name for name in weights if name.startswith("heads.")}
     assert pooler == (set() if arch.causal else {f"heads.classification.pooler.{p}" for p in ("weight", "bias")})
     ours = build_model(arch, {}, seed=0).eval()
@@ -305,7 +306,7 @@ def test_positions_of_a_pre_norm_bert_begin_behind_the_padding_token(pad: int, t
     assert not tensors["roberta_prelayernorm.embeddings.position_embeddings.weight"][: pad + 1].any()
     assert arch_from_huggingface(config) == PRE_NORM
     assert torch.equal(
-        from_huggingface(tensors, PRE_NORM)["encoder.embeddings.position.weight"],
+        from_huggingface(tensors, PRE_NORM, pad)["encoder.embeddings.position.weight"],
         ours.encoder.embeddings.position.weight,
     )
     write_model_folder(tmp_path, config, tensors)
@@ -314,6 +315,19 @@ def test_positions_of_a_pre_norm_bert_begin_behind_the_padding_token(pad: int, t
     batch = (tokens, torch.arange(len(tokens)), None, PackedLayout.from_lengths((len(tokens),)))
     expected = theirs(input_ids=tokens[None]).logits[0]
     torch.testing.assert_close(our_outputs(ours, "mlm", batch)[1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [0, 2, 30])
+def test_positions_of_a_pre_norm_bert_are_not_shifted_to_fit(pad: int) -> None:
+    tensors = to_huggingface(build_ours(PRE_NORM, "mlm").state_dict(), PRE_NORM, ["mlm"], SPECIAL_IDS | {"pad": 1})[1]
+    found = 31 + 2 - (pad + 1)  # a table of 33 rows, of which config.json says that pad + 1 are not used
+    with pytest.raises(
+        ValueError,
+        match=rf"embeddings.position.weight has the shape \[{found}, 36\], but config.json asks for \[31, 36\]",
+    ):
+        from_huggingface(tensors, PRE_NORM, pad)
+    with pytest.raises(ValueError, match="counts positions from the id of the padding token, and there is none"):
+        from_huggingface(tensors, PRE_NORM)
 
 
 def test_pre_norm_bert_without_a_padding_token_or_with_pairs_is_refused() -> None:
