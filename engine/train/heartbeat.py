@@ -27,6 +27,7 @@ PATIENT_FILES = (
     "/torch/utils/cpp_extension.py",
     "/torch/utils/file_baton.py",
     "/engine/checkpoint/",
+    "/engine/train/profiling.py",  # writes the trace of a rank
 )
 PATIENT_FUNCTIONS = ("from_rank_zero", "open_rows")
 GONE_OR_FROZEN = "its process or its machine is gone or frozen"

@@ -15,6 +15,7 @@ from tqdm import tqdm
 FOLDER = "profile"
 WAIT, WARMUP, ACTIVE = 2, 1, 3  # steps of a start: left alone, profiled for nothing, written down
 MAX_RANKS = 8  # ranks that write: a host's worth; all ranks of a large run would fill the disk with the same
+MAX_MICRO_BATCHES = 5  # of a step: a trace of hundreds would take minutes to write and not open in a browser
 TABLE_ROWS = 40
 
 part = torch.profiler.record_function  # names a part of a step in a trace: data, forward, backward, ...
@@ -46,17 +47,21 @@ class StepProfiler:
         self._folder, self._rank, self._say = folder / FOLDER, rank, say
         wait, warmup, active = phases(steps)
         self._first, self._done = first_step + wait + warmup + 1, first_step
+        self._last = self._first + active - 1
         self._profiler: Any = None
+        self._activities = [torch.profiler.ProfilerActivity.CPU]
+        self._recording, self._told = True, False
         if rank >= MAX_RANKS or steps < 1:
             return
-        say(f"profile: steps {self._first} to {self._first + active - 1} will be written to {self._folder}")
+        say(f"profile: steps {self._first} to {self._last} will be written to {self._folder}")
         if warmup < WARMUP:
             say("note: --profile: the only step is profiled without a warmup, and its first calls take longer")
-        device = [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        if torch.cuda.is_available():
+            self._activities.append(torch.profiler.ProfilerActivity.CUDA)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the warmup: told above
             self._profiler = torch.profiler.profile(
-                activities=[torch.profiler.ProfilerActivity.CPU, *device],
+                activities=self._activities,
                 schedule=torch.profiler.schedule(wait=wait, warmup=warmup, active=active, repeat=1),
                 on_trace_ready=self._write,
                 acc_events=True,  # else it warns of what a second cycle would clear
@@ -72,6 +77,26 @@ class StepProfiler:
             self._profiler.stop()  # writes what a start that ends early has recorded
             if self._done < self._first:
                 self._say(f"note: --profile: nothing was profiled, as this start ended before step {self._first}")
+
+    def micro_batch(self, number: int, count: int) -> None:
+        """A micro-batch of the running step begins; of many in a step, those in the middle are left out.
+
+        Args:
+            number: of the micro-batch, from 0.
+            count: micro-batches of the step on this rank.
+        """
+        if self._profiler is None or not self._first <= self._done + 1 <= self._last:
+            return
+        recording = number < MAX_MICRO_BATCHES - 1 or number == count - 1
+        if recording != self._recording:
+            self._profiler.toggle_collection_dynamic(recording, self._activities)
+            self._recording = recording
+        if not recording and not self._told:
+            self._told = True
+            self._say(
+                f"profile: of the {count} micro-batches of a step the first {MAX_MICRO_BATCHES - 1} and the last are "
+                "written"
+            )
 
     def step(self) -> None:
         """A step of the run has ended."""

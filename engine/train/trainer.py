@@ -99,6 +99,7 @@ class Trainer:
         self._window = Window()
         self._stop = LaggingFlag(self._device)
         self._log: MetricsLog | None = None
+        self._profile: StepProfiler | None = None
 
     def train(self) -> None:
         """Train to the timeline's end; returns when the last checkpoint is on disk.
@@ -111,7 +112,8 @@ class Trainer:
         self._log = MetricsLog(parts.writer.run.metrics, parts.config, parts.timeline.steps, state.step)
         batches = Prefetcher(parts.source, parts.timeline, state.step, global_rank(), world_size())
         try:
-            with profiled(self._profiler()) as step_ended:
+            self._profile = self._profiler()
+            with profiled(self._profile) as step_ended:
                 self._window = Window()
                 while state.step < parts.timeline.steps:
                     with part("data"):
@@ -186,7 +188,9 @@ class Trainer:
             counts = self._count_targets(work)
         parts.engine.apply(step.optimizer, step.lr)
         losses = []
-        for number, batch in zip(work.numbers, work.batches, strict=True):
+        for place, (number, batch) in enumerate(zip(work.numbers, work.batches, strict=True)):
+            if self._profile is not None:
+                self._profile.micro_batch(place, len(work.numbers))
             torch.manual_seed(stable_seed(Draw.DROPOUT, parts.seed, step.step, number))
             terms = parts.engine.micro_step(batch.to(self._device), counts, last=number == work.numbers[-1])
             for name, term in terms.items():

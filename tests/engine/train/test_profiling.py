@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.train.profiling import MAX_RANKS, StepProfiler, phases, profiled
+from engine.train.heartbeat import main_thread
+from engine.train.profiling import MAX_MICRO_BATCHES, MAX_RANKS, StepProfiler, phases, profiled
 from tests import commands
 
 SMALL = (
@@ -54,6 +55,18 @@ def test_every_rank_writes_a_trace_and_weights_are_the_same(shards, tmp_path):
     assert (folder / "rank-0-step-9-9.json.gz").is_file()
 
 
+def test_of_many_micro_batches_the_first_and_the_last_are_written(shards, tmp_path):
+    more = ["--train.batch_size", "24", "--train.micro_batch_size", "1", "--arch.hidden_size", "32"]
+    text = run(shards, tmp_path / "run", 6, "--profile", *more, ranks=2)
+    line = f"profile: of the 12 micro-batches of a step the first {MAX_MICRO_BATCHES - 1} and the last are written"
+    assert text.count(line) == 1
+    for rank in (0, 1):
+        found = names(tmp_path / "run" / "profile" / f"rank-{rank}-step-4-6.json.gz")
+        assert found.count("forward") == found.count("backward") == 3 * MAX_MICRO_BATCHES
+        assert set(found) >= PARTS - {"evaluation"}
+        assert found.count("optimizer") == found.count("counts") == found.count("data") == 3
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [(1, (0, 0, 1)), (2, (0, 1, 1)), (3, (0, 1, 2)), (4, (0, 1, 3)), (5, (1, 1, 3)), (6, (2, 1, 3)), (99, (2, 1, 3))],
@@ -89,6 +102,21 @@ def test_a_start_that_ends_early(ends_after, last, tmp_path):
 def test_ranks_beyond_the_first_write_nothing(tmp_path):
     assert take(tmp_path, 6, rank=MAX_RANKS) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_writes_its_trace_is_waited_for(tmp_path, capsys):
+    patient: list[bool] = []
+
+    class Slow:
+        def export_chrome_trace(self, file: str) -> None:
+            patient.append(main_thread()[0])
+            raise OSError(28, "No space left on device")
+
+    profiler = StepProfiler(tmp_path, 0, 10, 6, lambda text: None)
+    profiler._done = profiler._first
+    profiler._write(Slow())
+    assert patient == [True] and not main_thread()[0]
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_what_cannot_be_written_is_told(tmp_path, capsys):
