@@ -26,14 +26,28 @@ FORWARDED_NAMES = (
 # DeepSpeed forwards these itself, with its own quoting; what stands in the file replaces it.
 BY_DEEPSPEED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 FORWARDED_PREFIXES = (*BY_DEEPSPEED, "TORCH_NCCL_", "GLOO_", "OMP_", "MKL_", "KMP_")
-SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY", re.IGNORECASE)
+# Words that say so anywhere in a name, and words that do so only as a whole word of it or at its end.
+SECRET = re.compile(
+    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(API|PRIVATE|ACCESS)_?KEY|CONNECTION_?STRING|DATABASE_URL|WEBHOOK"
+    r"|(?<![A-Z0-9])(PASS|PAT|AUTH|CREDS?|JWT|BEARER|COOKIES?|DSN)(?![A-Z0-9])"
+    r"|_(KEYS?|PWD)$",
+    re.IGNORECASE,
+)
+# Paths to secrets, and the public key that Python's container images name.
+HARMLESS = re.compile(r".*_(FILE|PATH|DIR|SOCK)|GPG_KEY", re.IGNORECASE)
+IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # user and password
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 UNQUOTED = re.compile(r"[\w@%+=:,./-]*")  # DeepSpeed puts anything else between double quotes
 
 
 def is_secret(name: str) -> bool:
     """Whether a variable's name says that its value is nobody's business."""
-    return bool(SECRET.search(name))
+    return bool(SECRET.search(name)) and not HARMLESS.fullmatch(name)
+
+
+def shown(name: str, value: str) -> str:
+    """A value as it may be printed: nothing of a secret, and no password in an address."""
+    return "..." if is_secret(name) else IN_URL.sub("...", value)
 
 
 def forwarded(environ: Mapping[str, str], user: Mapping[str, str], exports: Sequence[str]) -> dict[str, str]:
@@ -77,7 +91,7 @@ def notes_on(environ: Mapping[str, str], sent: Mapping[str, str], user: Mapping[
             "hosts (wandb login, hf auth login), or --export it if nobody else is there"
         )
     if told := [name for name in sent if is_secret(name)]:
-        notes.append(f"{', '.join(told)} can be read in the process list of every host")
+        notes.append(f"{', '.join(told)} can be read in the process list of every host, and DeepSpeed prints it here")
     if expanded := [name for name, value in user.items() if "$" in value or "`" in value]:
         notes.append(
             f"{', '.join(expanded)} of your environment file goes to the hosts as it stands there: nothing in it is "
@@ -104,7 +118,8 @@ def user_entries(environ: Mapping[str, str]) -> dict[str, str]:
                 continue
             key, equals, value = line.partition("=")
             if not equals or not NAME.fullmatch(key.strip()):
-                raise UsageError(f"{file}, line {number}: expected NAME=VALUE, found {line!r}")
+                what = f"{key.strip()!r} before the =" if equals else "no ="  # not the value, which may be a secret
+                raise UsageError(f"{file}, line {number}: expected NAME=VALUE, found {what}")
             entries[key.strip()] = value.strip()
     return entries
 
@@ -125,7 +140,15 @@ def file_text(variables: Mapping[str, str], launcher: str) -> str:
         if "\n" in value or "\r" in value or "\0" in value:
             problems.append(f"{name} has a line break, which DeepSpeed's environment file cannot hold; unset it")
         elif launcher != "pdsh" and not plain:
-            problems.append(f"{name} is {value!r}, which DeepSpeed changes on its way through {launcher}; unset it")
+            problems.append(
+                f"{name} is {shown(name, value)!r}, which DeepSpeed changes on its way through {launcher}; unset it"
+            )
+        elif launcher == "slurm" and "," in value:
+            problems.append(
+                f"{name} is {shown(name, value)!r}, which srun cuts at the comma in the --export that DeepSpeed "
+                "writes; unset it, or start the ranks with srun alone, which takes the whole environment along "
+                "(docs/launching.md, Slurm)"
+            )
         elif launcher == "pdsh":
             text = value if plain else f'"{shlex.quote(value)}"'
             lines.append(f"{name}={text.replace('%', '%%')}\n")

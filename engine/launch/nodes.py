@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from engine.launch.arguments import OPTION
 from engine.launch.environment import NAMES
-from engine.launch.forwarded import is_secret
+from engine.launch.forwarded import is_secret, shown
 from engine.launch.hosts import Hosts
 
 TOLD = "ENGINE_LAUNCH_TOLD"  # in a dry run: commands and environment were printed for all hosts already
@@ -70,8 +70,8 @@ def nodes_text(options: argparse.Namespace, hosts: Hosts, variables: Mapping[str
 
 
 def environment_line(variables: Mapping[str, str]) -> str:
-    """NAME=VALUE as a shell reads it."""
-    return " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    """NAME=VALUE as a shell reads it; of a secret NAME=... alone."""
+    return " ".join(f"{name}={shlex.quote(shown(name, value))}" for name, value in variables.items())
 
 
 def spread(noun: str, first: int, last: int) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.cli import UsageError
-from engine.launch.forwarded import file_text, forwarded, is_secret, notes_on, path_with_python, user_entries
+from engine.launch.forwarded import file_text, forwarded, is_secret, notes_on, path_with_python, shown, user_entries
 
 BIN = str(Path(sys.executable).parent)
 
@@ -62,6 +62,21 @@ def test_what_cannot_be_carried_is_refused():
     with pytest.raises(UsageError, match=r"^B is 'a b', which DeepSpeed changes on its way through openmpi; unset it$"):
         file_text({"A": "a", "B": "a b"}, "openmpi")
     assert file_text({"A": "50%"}, "openmpi") == "A=50%\n"
+    with pytest.raises(UsageError) as raised:
+        file_text({"MY_TOKEN": "a b"}, "openmpi")
+    assert str(raised.value) == "MY_TOKEN is '...', which DeepSpeed changes on its way through openmpi; unset it"
+
+
+def test_srun_would_cut_a_value_at_its_comma():
+    with pytest.raises(UsageError) as raised:
+        file_text({"NCCL_IB_HCA": "mlx5_0,mlx5_1", "A": "1"}, "slurm")
+    assert str(raised.value) == (
+        "NCCL_IB_HCA is 'mlx5_0,mlx5_1', which srun cuts at the comma in the --export that DeepSpeed writes; unset it, "
+        "or start the ranks with srun alone, which takes the whole environment along (docs/launching.md, Slurm)"
+    )
+    assert file_text({"A": "1:2"}, "slurm") == "A=1:2\n"
+    for launcher in ("pdsh", "openmpi"):
+        assert file_text({"NCCL_IB_HCA": "mlx5_0,mlx5_1"}, launcher) == "NCCL_IB_HCA=mlx5_0,mlx5_1\n"
 
 
 def test_what_is_forwarded(monkeypatch, tmp_path):
@@ -98,13 +113,31 @@ def test_what_is_forwarded(monkeypatch, tmp_path):
 
 
 def test_secrets():
-    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "OPENAI_APIKEY"):
-        assert is_secret(name)
-    assert not is_secret("TOKENIZERS_PARALLELISM") and not is_secret("NCCL_DEBUG") and not is_secret("PATH")
+    for name in (
+        "WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "DB_PASSWORD", "OPENAI_APIKEY",
+        "MYSQL_PASS", "PGPASSWORD", "PASSPHRASE", "DB_PWD", "GITHUB_PAT", "PAT", "BASIC_AUTH", "AUTH", "STORAGE_KEY",
+        "SIGNING_KEYS", "GCP_CREDENTIALS", "MY_CREDS", "AZURE_STORAGE_CONNECTION_STRING", "CONNECTIONSTRING",
+        "SLURM_JWT", "SENTRY_DSN", "DATABASE_URL", "SLACK_WEBHOOK_URL", "SESSION_COOKIE", "hf_token", "NCCL_TOKEN",
+    ):  # fmt: skip
+        assert is_secret(name), name
+    for name in (
+        "TOKENIZERS_PARALLELISM", "PATH", "PYTHONPATH", "PYTHONHASHSEED", "NCCL_DEBUG", "NCCL_IB_HCA", "NCCL_IB_PKEY",
+        "NCCL_PXN_DISABLE", "NCCL_NET_PLUGIN", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY", "MKL_NUM_THREADS",
+        "UCX_IB_PKEY", "UCX_NET_DEVICES", "GLOO_SOCKET_IFNAME", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "MASTER_PORT",
+        "LD_LIBRARY_PATH", "PWD", "OLDPWD", "XAUTHORITY", "SSH_AUTH_SOCK", "GIT_AUTHOR_NAME", "KEYBOARD", "COMPASS",
+        "HF_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE", "GPG_KEY", "PATCHES", "WANDB_MODE", "HF_HOME",
+    ):  # fmt: skip
+        assert not is_secret(name), name
     (kept,) = notes_on({"HF_TOKEN": "x", "WANDB_API_KEY": ""}, {}, {})
     assert kept.startswith("HF_TOKEN not forwarded: it would stand in the process list of every host; log in")
     (told,) = notes_on({"HF_TOKEN": "x"}, {"HF_TOKEN": "x"}, {})
-    assert told == "HF_TOKEN can be read in the process list of every host"
+    assert told == "HF_TOKEN can be read in the process list of every host, and DeepSpeed prints it here"
+
+
+def test_what_is_printed_of_a_value():
+    assert shown("WANDB_API_KEY", "abc") == "..." and shown("MINE", "a b") == "a b"
+    assert shown("HTTPS_PROXY", "http://me:word@proxy:3128/") == "http://...@proxy:3128/"
+    assert shown("NCCL_SOCKET_IFNAME", "eth0") == "eth0"
 
 
 def test_the_user_s_own_files(monkeypatch, tmp_path):
@@ -121,7 +154,13 @@ def test_the_user_s_own_files(monkeypatch, tmp_path):
     assert user_entries({"DS_ENV_FILE": str(named)}) == {"C": "4"}
     with pytest.raises(UsageError, match=r"^DS_ENV_FILE is /none, and there is no such file$"):
         user_entries({"DS_ENV_FILE": "/none"})
-    for line in ("export A=1", "A", "1A=2", "=x"):
+    for line, words in (
+        ("export A=word", "'export A' before the ="),
+        ("word", "no ="),
+        ("1A=word", "'1A' before the ="),
+        ("=word", "'' before the ="),
+    ):
         named.write_text(f"C=4\n{line}\n")
-        with pytest.raises(UsageError, match=r"named, line 2: expected NAME=VALUE, found "):
+        with pytest.raises(UsageError) as raised:  # whatever it is, the value is not printed
             user_entries({"DS_ENV_FILE": str(named)})
+        assert str(raised.value) == f"{named}, line 2: expected NAME=VALUE, found {words}"
