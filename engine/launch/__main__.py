@@ -14,8 +14,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 from engine.config.cli import UsageError, run_command
 from engine.launch.arguments import encode_arguments, is_harmless
@@ -74,24 +74,27 @@ def launch(argv: Sequence[str]) -> int:
         return run_deepspeed(options, file)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that knows our options beside those that DeepSpeed adds to it."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Add ours, behind DeepSpeed's in the help, and parse."""
+        self.prog = "python -m engine.launch"
+        self.add_argument(
+            "--export", action="append", default=[], metavar="NAME", help="Forward one more environment variable."
+        )
+        self.add_argument(
+            "--dry_run", action="store_true", help="Check everything, print what would run where, start nothing."
+        )
+        return super().parse_args(args, namespace)
+
+
 def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     """DeepSpeed's options and ours, the script and its arguments; argparse ends the process for ``--help``."""
     from deepspeed.launcher import runner
 
-    usual = argparse.ArgumentParser.parse_args
-
-    def with_ours(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
-        parser.prog = "python -m engine.launch"
-        parser.add_argument(
-            "--export", action="append", default=[], metavar="NAME", help="Forward one more environment variable."
-        )
-        parser.add_argument(
-            "--dry_run", action="store_true", help="Check everything, print what would run where, start nothing."
-        )
-        return usual(parser, args, namespace)
-
-    with patch.object(argparse.ArgumentParser, "parse_args", with_ours):  # DeepSpeed makes its parser where it parses
-        options = runner.parse_args(list(argv))
+    runner.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser})  # it makes its parser itself
+    options: argparse.Namespace = runner.parse_args(list(argv))
     given = list(argv)[len(argv) - len(options.user_args) - 1 :]
     if given != [options.user_script, *options.user_args]:  # argparse drops a bare --
         raise UsageError("a bare -- among the arguments would be lost on the way; leave it out")
