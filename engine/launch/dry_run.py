@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,12 +17,13 @@ from engine.config.deepspeed_json import DeepSpeedSettings, Device
 from engine.config.pretrain import PretrainConfig
 from engine.config.train import TrainConfig
 from engine.convert.huggingface import huggingface_class
-from engine.data.plan import SequenceLayout, room_for_text
+from engine.data.plan import SequenceLayout
 from engine.data.shard_sources import ShardSource
 from engine.launch.nodes import TOLD, here_text
 from engine.models.model import Model
 from engine.models.transformer import Transformer
-from engine.plan.memory import MemoryEstimate, estimate_memory
+from engine.plan.memory import MemoryEstimate, estimate_phase
+from engine.plan.rows import estimated_rows
 from engine.train.distributed import describe_device, global_rank, local_rank, world_size
 from engine.train.resolve import Resolved, default_tree, resolve, resolved_tree
 from engine.train.run import device_to_check, look_into
@@ -33,7 +33,6 @@ from preprocess.manifest import Manifest
 
 MakeHeads = Callable[[ArchConfig], Mapping[str, torch.nn.Module]]
 MIB, GIB = 2**20, 2**30
-FILL = 0.995  # of a row, at least; the row plan's own figure where text is plenty
 
 
 def dry_run(config: PretrainConfig) -> None:
@@ -151,20 +150,6 @@ def amount(manifest: Manifest) -> str:
     return f"{len(shards):,} shard(s), {documents:,} documents, {tokens:,} tokens"
 
 
-def estimated_rows(manifest: Manifest, seq_length: int, layout: SequenceLayout) -> int:
-    """Rows of an epoch, from the counts alone.
-
-    A document of n tokens is cut into ceil(n / room) pieces; of lengths that are spread exponentially round their mean
-    that is 1 / (1 - exp(-room / mean)) on average.
-    """
-    documents = sum(shard.num_documents for shard in manifest.shards)
-    tokens = sum(shard.num_tokens for shard in manifest.shards)
-    room = room_for_text(seq_length, layout)
-    pieces = documents / -math.expm1(-room * documents / tokens) if tokens else 0.0
-    used = tokens + layout.per_sequence * pieces + layout.per_document * documents
-    return max(1, math.ceil(used / (FILL * seq_length)))
-
-
 def computation_lines(settings: DeepSpeedSettings, ds_config: str, backend: str | None, device: Device) -> list[str]:
     """Precision, ZeRO, and where it runs."""
     lines = [
@@ -173,13 +158,15 @@ def computation_lines(settings: DeepSpeedSettings, ds_config: str, backend: str 
     ]
     if describe_device().type != device.type:
         lines.append("  note: no GPU here: checked for GPUs that have bf16")
+    elif device.type == "cpu" and backend is None:
+        lines.append("  note: no GPU here, so this is a run on CPUs; --backend nccl checks and estimates one on GPUs")
     return [*lines, *(f"  note: {note}" for note in settings.notes)]
 
 
 def memory_lines(resolved: Resolved, ranks: int, device: Device) -> list[str]:
     """The memory of a rank in the stretch of the run that needs most."""
     heaviest, step = max(
-        ((estimate(resolved, step, ranks, device), step) for step in _kinds_of_steps(resolved.timeline)),
+        ((estimate(resolved, steps, ranks, device), steps[0]) for steps in _kinds_of_steps(resolved.timeline)),
         key=lambda found: found[0].total,
     )
     return estimate_lines(heaviest, f"micro-batches of {step.micro_batch_size} rows of {step.seq_length:,} tokens")
@@ -200,24 +187,25 @@ def size_text(num_bytes: int) -> str:
     return f"{num_bytes / GIB:,.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:,.1f} MiB"
 
 
-def _kinds_of_steps(timeline: Timeline) -> list[StepSettings]:
-    """One step of each row length and micro-batch."""
-    kinds = {(step.seq_length, step.micro_batch_size): step for step, _, _ in timeline.phases()}
+def _kinds_of_steps(timeline: Timeline) -> list[tuple[StepSettings, StepSettings]]:
+    """First and last step of each row length, batch and micro-batch."""
+    kinds: dict[tuple[int, int, int], tuple[StepSettings, StepSettings]] = {}
+    for first, last, _ in timeline.phases():
+        key = first.seq_length, first.batch_size, first.micro_batch_size
+        kinds[key] = kinds.get(key, (first, last))[0], last
     return list(kinds.values())
 
 
-def estimate(resolved: Resolved, step: StepSettings, ranks: int, device: Device) -> MemoryEstimate:
-    """What one step needs."""
-    masking = resolved.config.masking
-    return estimate_memory(
+def estimate(
+    resolved: Resolved, steps: tuple[StepSettings, StepSettings], ranks: int, device: Device
+) -> MemoryEstimate:
+    """What a stretch of the run needs, with its own batch."""
+    return estimate_phase(
         arch=resolved.arch,
         objective=resolved.objective.name,
         settings=resolved.settings,
-        optimizer=step.optimizer,
+        steps=steps,
         world_size=ranks,
-        seq_length=step.seq_length,
-        micro_batch_size=step.micro_batch_size,
-        masking_rate=max(masking.rate_at(0.0), masking.rate_at(1.0)),
         activation_checkpointing=resolved.config.train.activation_checkpointing,
         device_type=device.type,
     )

@@ -59,6 +59,7 @@ def test_the_pods_of_the_indexed_job_are_ranks_of_one_run(repository):
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert settings(container["command"]).model == "bert-large"
+    assert pod["restartPolicy"] == "OnFailure" and job["spec"]["backoffLimit"] == 12 * job["spec"]["parallelism"]
     given: dict[str, Any] = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert job["spec"]["completionMode"] == "Indexed" and job["spec"]["completions"] == job["spec"]["parallelism"] == 4
     assert given["WORLD_SIZE"] == str(job["spec"]["completions"])

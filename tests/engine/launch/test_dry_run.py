@@ -16,6 +16,7 @@ import pytest
 from engine.checkpoint.run_folder import RunFolder
 from engine.config.arch import ArchConfig
 from engine.config.cli import UsageError, parse_config
+from engine.config.deepspeed_json import Device
 from engine.config.pretrain import PretrainConfig
 from engine.config.stages import StageConfig
 from engine.data.plan import SequenceLayout, build_row_plan
@@ -183,6 +184,12 @@ def test_a_host_without_gpus_can_check_a_run_on_gpus(options, capsys, monkeypatc
     text = told(capsys, *options, "--ds_config", str(commands.DS_CONFIGS / "zero2.json"), "--backend", "nccl")
     assert "computation: fp16, ZeRO stage 2" in text and "on cuda through nccl" in text
     assert "note: no GPU here: checked for GPUs that have bf16" in text
+    on_cpus = "  note: no GPU here, so this is a run on CPUs; --backend nccl checks and estimates one on GPUs\n"
+    assert on_cpus not in text and on_cpus in told(capsys, *options)
+    assert on_cpus not in told(capsys, *options, "--backend", "gloo")  # it was asked for
+    monkeypatch.setattr(module, "describe_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(module, "device_to_check", lambda backend, dry_run: Device("cuda", has_bf16=True))
+    assert "no GPU here" not in told(capsys, *options)
 
 
 def test_a_launch_over_hosts_is_told_without_touching_them(shards, tmp_path):
@@ -198,9 +205,13 @@ def test_a_launch_over_hosts_is_told_without_touching_them(shards, tmp_path):
         "hosts",
         "--exclude",
         "node-1.invalid:0",
+        "--export",
+        "WANDB_API_KEY",
         "--dry_run",
     ]
-    env = commands.environment({"PYTHONPATH": str(commands.REPOSITORY), "NCCL_DEBUG": "a b"})
+    (tmp_path / ".deepspeed_env").write_text("MY_PASS=hush\nHTTPS_PROXY=http://me:hush@proxy:1/\n")
+    more = {"PYTHONPATH": str(commands.REPOSITORY), "NCCL_DEBUG": "a b", "WANDB_API_KEY": "hush"}
+    env = commands.environment(more)
     done = subprocess.run(launch + script, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     # three ranks: 16 rows are no multiple of 3 x 4
     assert done.returncode == 2 and "ranks (4 x 3 = 12)" in done.stderr and not done.stdout, done.stderr
@@ -215,9 +226,13 @@ def test_a_launch_over_hosts_is_told_without_touching_them(shards, tmp_path):
         f"--train.output {encoded}\n    environment of rank 2: RANK=2 LOCAL_RANK=0 WORLD_SIZE=4 LOCAL_WORLD_SIZE=2 ",
         "MASTER_PORT=29500",
         "    NCCL_DEBUG='a b'\n",
+        "    WANDB_API_KEY=...\n",
+        "    MY_PASS=...\n",
+        "    HTTPS_PROXY=http://...@proxy:1/\n",
         "= 4 rank(s) x 1 micro-batch(es) x 4 rows",
         f"run folder: {nasty} is new",
     ):
         assert line in done.stdout, done.stdout
+    assert "hush" not in done.stdout + done.stderr
     assert done.stdout.count("rank(s) here") == 0
-    assert os.listdir(tmp_path) == ["hosts"]
+    assert sorted(os.listdir(tmp_path)) == [".deepspeed_env", "hosts"]
