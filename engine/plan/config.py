@@ -22,7 +22,8 @@ class PlanConfig(PretrainConfig):
         gpus: GPUs, one rank each.
         gpu_memory: of one GPU in GiB, as it is sold: an H100 of 80 GB has 79.6 GiB.
         margin: share of it that is left for what is not counted: CUDA context, NCCL's buffers, fragmentation.
-        gpu: the kind of GPU, for its peak: h200, h100, a100, l40s, v100, 4090, 3090; train.peak_tflops goes before it.
+        gpu: the kind of GPU, for its peak in the file's precision: h200, h100 (both SXM), a100, l40s, v100 (SXM2),
+            4090, 3090; train.peak_tflops goes before it.
         mfu: model-FLOPs utilisation that is assumed.
         vocab_size: tokens of the vocabulary; where not given, that of the shards, else what the model's kind has.
         json: print the figures as JSON.

@@ -7,45 +7,22 @@ from dataclasses import dataclass
 
 from engine.config.arch import ArchConfig
 from engine.plan.batches import expected_counts
-from engine.train.flops import flops_of
+from engine.plan.rows import Text
+from engine.train.flops import PEAK_TFLOPS, flops_of
 from engine.train.timeline import Timeline
 
-FILL = 0.995  # share of a row that the row plan fills, at least
 SECONDS_OF_DAY = 86_400.0
+GPU_NAMES = {
+    "h200": "H200 SXM", "h100": "H100 SXM", "a100": "A100", "l40s": "L40S", "v100": "V100 SXM2", "4090": "RTX 4090",
+    "3090": "RTX 3090",
+}  # fmt: skip
+# fp32 peak of one device in TFLOP/s, from the makers' data sheets. Without TF32, which torch leaves off for matmul.
+FP32_TFLOPS = {"h200": 67.0, "h100": 67.0, "a100": 19.5, "l40s": 91.6, "v100": 15.7, "4090": 82.6, "3090": 35.6}
 
 
-@dataclass(frozen=True)
-class Text:
-    """What is known of the training text.
-
-    Attributes:
-        tokens: of all documents; None where there are no shards yet.
-        documents: how many they are.
-        special: tokens that the objective adds to every sequence.
-    """
-
-    tokens: int | None
-    documents: int | None
-    special: int
-
-    def lengths(self, seq_length: int) -> list[int]:
-        """Tokens of the sequences of a row: equal ones of the documents' mean length, or one that fills it."""
-        filled = round(FILL * seq_length)
-        if self.tokens is None or not self.documents:
-            return [filled]
-        room = seq_length - self.special
-        mean = self.tokens / self.documents
-        piece = mean / -(-mean // room) if mean > room else mean
-        num = max(1, round(filled / (piece + self.special)))
-        base, more = divmod(filled, num)
-        return [base + (number < more) for number in range(num)]
-
-    def rows(self, seq_length: int) -> float | None:
-        """Rows of an epoch; None without shards."""
-        if self.tokens is None:
-            return None
-        lengths = self.lengths(seq_length)
-        return self.tokens / max(1, sum(lengths) - self.special * len(lengths))
+def peak_of(gpu: str, precision: str) -> float:
+    """Peak of one GPU in TFLOP/s, dense, in the precision of a run."""
+    return FP32_TFLOPS[gpu.lower()] if precision == "fp32" else PEAK_TFLOPS[gpu.upper()]
 
 
 @dataclass(frozen=True)
@@ -57,14 +34,14 @@ class Duration:
         tokens: of the whole run.
         flops: operations of the whole run.
         seconds: at the assumed utilisation.
-        epochs: passes over the text; None without shards.
+        epochs: passes over each source of the text; none without shards.
     """
 
     steps: int
     tokens: int
     flops: float
     seconds: float
-    epochs: float | None
+    epochs: dict[str, float]
 
     @property
     def days(self) -> float:
@@ -84,16 +61,19 @@ def estimate_duration(
         text: the training text.
         flops_per_second: of all GPUs together, at the assumed utilisation.
     """
-    flops, tokens, epochs = 0.0, 0, 0.0
+    flops, tokens = 0.0, 0.0
+    epochs = {source.name: 0.0 for source in text.sources}
     for first, last, steps in timeline.phases():
-        lengths = text.lengths(first.seq_length)
         rates = [rate for rate in (first.masking_rate, last.masking_rate) if rate is not None]
-        counts = expected_counts(objective, lengths, sum(rates) / len(rates) if rates else 0.0, text.special)
+        rate = sum(rates) / len(rates) if rates else 0.0
         rows = steps * first.batch_size
-        flops += rows * _row_flops(arch, lengths, counts)
-        tokens += rows * sum(lengths)
-        epochs += rows / (text.rows(first.seq_length) or float("inf"))
-    return Duration(timeline.steps, tokens, flops, flops / flops_per_second, epochs if text.tokens else None)
+        for share, lengths in text.rows_of(first.seq_length):
+            counts = expected_counts(objective, lengths, rate, text.layout.per_sequence)
+            flops += share * rows * _row_flops(arch, lengths, counts)
+            tokens += share * rows * sum(lengths)
+        for source in text.sources:
+            epochs[source.name] += source.weight * rows / source.rows(first.seq_length, text.layout)
+    return Duration(timeline.steps, round(tokens), flops, flops / flops_per_second, epochs)
 
 
 def _row_flops(arch: ArchConfig, lengths: Sequence[int], counts: dict[str, float]) -> float:

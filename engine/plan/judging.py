@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config.cli import UsageError
@@ -16,7 +16,7 @@ from engine.config.deepspeed_json import (
 )
 from engine.config.train import BatchShape
 from engine.plan.config import BEFORE_BF16
-from engine.plan.memory import MemoryEstimate, estimate_memory
+from engine.plan.memory import MemoryEstimate, estimate_phase
 from engine.plan.setting_up import Setup, Unit
 from engine.train.timeline import StepSettings
 
@@ -104,18 +104,15 @@ def _phase_memory(
     setup: Setup, file: str, first: StepSettings, last: StepSettings, micro_batch_size: int, checkpointing: bool
 ) -> MemoryEstimate:
     """What a rank needs in the steps from first to last."""
-    rates = [rate for rate in (first.masking_rate, last.masking_rate) if rate is not None]
-    unit = micro_batch_size * setup.config.gpus
+    gpus = setup.config.gpus
+    unit = micro_batch_size * gpus
     batch = max(1, first.batch_size // unit) * unit  # one that the micro-batch divides
-    return estimate_memory(
+    return estimate_phase(
         arch=setup.arch,
         objective=setup.objective,
-        settings=read_settings(setup, file, BatchShape(batch, micro_batch_size, setup.config.gpus)),
-        optimizer=first.optimizer,
-        world_size=setup.config.gpus,
-        seq_length=first.seq_length,
-        micro_batch_size=micro_batch_size,
-        masking_rate=max(rates, default=0.0),
+        settings=read_settings(setup, file, BatchShape(batch, micro_batch_size, gpus)),
+        steps=(replace(first, batch_size=batch, micro_batch_size=micro_batch_size), last),
+        world_size=gpus,
         activation_checkpointing=checkpointing,
         device_type="cuda",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -24,6 +24,7 @@ from engine.plan.micro_batch import Trace, trace_micro_batch
 from engine.plan.partitioned import Bf16Partitioned, Partitioned, ranks_that_differ
 from engine.plan.sizes import ModelSizes, model_without_memory, sizes_of
 from engine.plan.stage3 import Stage3
+from engine.train.timeline import StepSettings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -93,6 +94,49 @@ def estimate_memory(
         arch, objective, settings.precision, rows, masking_rate, activation_checkpointing, device_type, frozen
     )
     return _of_most(sizes, trace, settings, optimizer, world_size, device_type)
+
+
+def estimate_phase(
+    *,
+    arch: ArchConfig,
+    objective: str,
+    settings: DeepSpeedSettings,
+    steps: tuple[StepSettings, StepSettings],
+    world_size: int,
+    activation_checkpointing: bool,
+    device_type: str,
+) -> MemoryEstimate:
+    """What the steps of a stretch of a run need.
+
+    Args:
+        arch: the architecture.
+        objective: its name.
+        settings: the completed DeepSpeed file, of whatever batch.
+        steps: the first and the last; batch and micro-batch are those of the first.
+        world_size: ranks.
+        activation_checkpointing: whether layers are computed again in the backward pass.
+        device_type: cuda or cpu.
+    """
+    first, last = steps
+    shape = first.shape(world_size)
+    batch = {
+        "train_batch_size": shape.batch_size,
+        "train_micro_batch_size_per_gpu": shape.micro_batch_size,
+        "gradient_accumulation_steps": shape.accumulation,
+    }
+    rates = [rate for rate in (first.masking_rate, last.masking_rate) if rate is not None]
+    return estimate_memory(
+        arch=arch,
+        objective=objective,
+        settings=replace(settings, config={**settings.config, **batch}),
+        optimizer=first.optimizer,
+        world_size=world_size,
+        seq_length=first.seq_length,
+        micro_batch_size=first.micro_batch_size,
+        masking_rate=max(rates, default=0.0),
+        activation_checkpointing=activation_checkpointing,
+        device_type=device_type,
+    )
 
 
 def estimate_batch(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.plan.account import PARTS
+from engine.plan.duration import GPU_NAMES
 from engine.plan.judging import Candidate, rows_of_rank
 from engine.plan.planning import FOLDER, Plan
 from engine.plan.setting_up import GIB, WHOLE_RUN
@@ -35,6 +36,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "flops": duration.flops,
         "mfu": setup.config.mfu,
         "peak_tflops": plan.peak_tflops,
+        "peak_of": _peak(plan),
         "seconds": duration.seconds,
         "days": duration.days,
         "epochs": duration.epochs,
@@ -51,6 +53,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "host_bytes": candidate.memory.host_parts,
         "divides": candidate.divides,
         "fits": candidate.fits,
+        "precision": candidate.precision,
     }
 
 
@@ -159,13 +162,29 @@ def _time(plan: Plan) -> str:
     flops = config.gpus * plan.peak_tflops * config.mfu
     lines = [
         f"steps        {duration.steps:,}, {duration.tokens / duration.steps:,.0f} tokens each, "
-        f"{duration.tokens / 1e9:,.2f} billion in all"
-        + (f", {duration.epochs:.2f} epochs" if duration.epochs is not None else ""),
+        f"{duration.tokens / 1e9:,.2f} billion in all" + _epochs(duration.epochs),
         f"work         {duration.flops:.3g} operations at {flops:,.0f} TFLOP/s ({config.gpus} x "
         f"{plan.peak_tflops:g} x MFU {config.mfu:g})",
+        f"peak         {plan.peak_tflops:g} TFLOP/s of one GPU, {_peak(plan)}",
         f"time         {_duration(duration.seconds)} ({duration.tokens / duration.seconds:,.0f} tokens a second)",
     ]
     return "\n".join(lines)
+
+
+def _epochs(epochs: dict[str, float]) -> str:
+    """Passes over the text; over each source where there are several."""
+    if len(epochs) < 2:
+        return "".join(f", {number:.2f} epochs" for number in epochs.values())
+    return "; epochs: " + ", ".join(f"{name} {number:.2f}" for name, number in epochs.items())
+
+
+def _peak(plan: Plan) -> str:
+    """Where the peak is from."""
+    config, precision = plan.setup.config, plan.best.precision
+    if config.train.peak_tflops is not None:
+        return "given by train.peak_tflops"
+    kind = "fp32 without TF32, which torch leaves off" if precision == "fp32" else f"dense {precision}"
+    return f"{kind}, by the data sheet of the {GPU_NAMES[config.gpu.lower()]}"
 
 
 def _duration(seconds: float) -> str:
@@ -176,7 +195,7 @@ def _duration(seconds: float) -> str:
 
 def _assumed(plan: Plan) -> str:
     config, text = plan.setup.config, plan.setup.text
-    rows = "each row is one sequence" if text.tokens is None else "documents are of their mean length"
+    rows = "each row is one sequence" if not text.sources else "documents are of their mean length"
     return (
         f"assumed: MFU {config.mfu:g}; {rows}; {config.margin:.0%} of a GPU for its context, NCCL and fragmentation;\n"
         "no time for evaluation, checkpoints, offload or restarts. The parts are those of the moment at which a rank\n"

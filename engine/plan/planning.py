@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.plan.config import BEFORE_BF16, PlanConfig
-from engine.plan.duration import Duration, estimate_duration
+from engine.plan.duration import Duration, estimate_duration, peak_of
 from engine.plan.judging import Candidate, judge
 from engine.plan.memory import number_of_parameters
 from engine.plan.setting_up import Setup, set_up
-from engine.train.flops import PEAK_TFLOPS
 
 FILES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 FOLDER = Path(__file__).resolve().parent.parent.parent / "ds_configs"
@@ -59,18 +58,14 @@ def make_plan(config: PlanConfig) -> Plan:
     candidates = tuple(judge(setup, file, asked=given) for file in _files(config))
     fitting = [candidate for candidate in candidates if candidate.fits]
     best = fitting[0] if fitting else min(candidates, key=lambda found: found.memory.total)
-    peak = _peak_tflops(config)
+    given_peak = config.train.peak_tflops
+    peak = given_peak if given_peak is not None else peak_of(config.gpu, best.precision)
     flops = config.gpus * peak * 1e12 * config.mfu
     duration = estimate_duration(setup.arch, setup.objective, setup.timeline, setup.text, flops)
     advice = () if fitting else tuple(_advice(setup))
     largest = judge(setup, best.file) if given and best.fits else None
     parameters = number_of_parameters(setup.arch, setup.objective)
     return Plan(setup, parameters, candidates, best, advice, largest, peak, duration)
-
-
-def _peak_tflops(config: PlanConfig) -> float:
-    given = config.train.peak_tflops
-    return given if given is not None else PEAK_TFLOPS[config.gpu.upper()]
 
 
 def _files(config: PlanConfig) -> list[str]:

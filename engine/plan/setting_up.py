@@ -11,9 +11,9 @@ from engine.config.cli import UsageError, collect, nearest
 from engine.config.presets import resolve_arch
 from engine.config.pretrain import OBJECTIVE_NAMES, DataConfig
 from engine.data.shard_sources import open_shards
-from engine.plan.batches import planned_objective, special_tokens
+from engine.plan.batches import planned_objective
 from engine.plan.config import PlanConfig
-from engine.plan.duration import Text
+from engine.plan.rows import Source, Text
 from engine.train.timeline import StepSettings, Timeline
 
 USUAL_VOCABULARY = {True: 50_257, False: 30_522}  # GPT-2's and BERT's, by whether the model is causal
@@ -87,7 +87,7 @@ def set_up(config: PlanConfig) -> Setup:
         problems.append(f"unknown objective {objective!r}; there are {known}{nearest(objective, OBJECTIVE_NAMES)}")
     elif found:
         problems += config.unused(objective)
-    text = collect(problems, lambda: _text(config, objective))
+    text = collect(problems, lambda: _text(config))
     if problems or not found or not text:
         raise UsageError("\n".join(problems))
     given = {name: value for name, value in vars(config.arch).items() if value is not None}
@@ -96,27 +96,24 @@ def set_up(config: PlanConfig) -> Setup:
     arch = ArchConfig(**{**found[0], **given, "vocab_size": size})
     timeline = Timeline(config.all_stages(), None if objective == "lm" else config.masking.rate_at)
     problems += arch.problems()
-    if not problems:
-        collect(problems, lambda: planned_objective(objective, arch))
+    planned = None if problems else collect(problems, lambda: planned_objective(objective, arch))
     if (longest := max(timeline.lengths())) > arch.max_positions:
         problems.append(
             f"rows of {longest} tokens are above arch.max_positions ({arch.max_positions}); shorten data.seq_length or "
             f"set --arch.max_positions {longest}"
         )
-    if problems:
+    if problems or planned is None:
         raise UsageError("\n".join(problems))
-    return Setup(config, arch, objective, timeline, text[0], origin)
+    return Setup(config, arch, objective, timeline, Text(planned.sequence_layout, text[0]), origin)
 
 
-def _text(config: PlanConfig, objective: str) -> tuple[Text, int | None]:
+def _text(config: PlanConfig) -> tuple[tuple[Source, ...], int | None]:
     """What the shards tell of the text, and the size of their vocabulary; the default folder may be missing."""
-    special, default = special_tokens(objective), DataConfig().shards
+    default = DataConfig().shards
     if config.data.shards == default and not Path(default).is_dir():
-        return Text(None, None, special), None
+        return (), None
     sources, tokenizer = open_shards(config.data.shards)
-    shards = [shard for source in sources for shard in source.manifest.shards]
-    tokens, documents = sum(shard.num_tokens for shard in shards), sum(shard.num_documents for shard in shards)
-    return Text(tokens, documents, special), tokenizer.vocab_size
+    return tuple(Source.of(found.name, found.weight, found.manifest) for found in sources), tokenizer.vocab_size
 
 
 def _vocabulary(config: PlanConfig, of_shards: int | None, causal: bool) -> tuple[int, str]:

@@ -40,7 +40,8 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert all(sum(map(float, line[2:7])) == pytest.approx(float(line[7]), abs=0.03) for line in lines)
     assert "fits         --ds_config ds_configs/zero0_bf16.json --train.micro_batch_size 32" in text
-    assert "8 x 989 x MFU 0.4" in text and "steps        100,000" in text
+    assert "peak         989 TFLOP/s of one GPU, dense bf16, by the data sheet of the H100 SXM" in text
+    assert "8 x 989 x MFU 0.4)" in text and "steps        100,000" in text
 
 
 def test_a_file_is_judged_with_its_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +140,16 @@ def test_shards_give_vocabulary_and_epochs(shards: Path, capsys: pytest.CaptureF
     manifest = json.loads((shards / "manifest.json").read_text())
     tokens = sum(shard["num_tokens"] for shard in manifest["shards"])
     assert found["vocab_size"] == manifest["tokenizer"]["vocab_size"]
-    assert found["epochs"] == pytest.approx(640 * 125 / tokens, rel=0.15)
+    assert next(iter(found["epochs"].values())) == pytest.approx(640 * 125 / tokens, rel=0.15)
+
+
+def test_fp32_has_a_peak_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    file = ["--ds_config", str(commands.DS_CONFIGS / "fp32.json")]
+    found = figures(capsys, *SMALL, *file)
+    assert found["peak_tflops"] == 67.0
+    assert found["peak_of"] == "fp32 without TF32, which torch leaves off, by the data sheet of the H100 SXM"
+    given = figures(capsys, *SMALL, *file, "--train.peak_tflops", "9")
+    assert (given["peak_tflops"], given["peak_of"]) == (9.0, "given by train.peak_tflops")
 
 
 def test_bf16_is_refused_for_a_gpu_before_it(capsys: pytest.CaptureFixture[str]) -> None:
