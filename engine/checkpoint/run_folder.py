@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.files import MANIFEST, CheckpointManifest, read_manifest, verify_files, write_text
+from engine.checkpoint.metric_lines import read_metric_lines
 from engine.train.metrics import say
 from preprocess.files import sync_to_disk
 from preprocess.locks import lock
@@ -191,8 +192,8 @@ class RunFolder:
             if newer > step:
                 self.set_aside(newer)
         if self.metrics.is_file():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.metrics, "".join(line for line in lines if _step_of(line) <= step))
+            lines, _ = read_metric_lines(self.metrics)
+            write_text(self.metrics, "".join(line.text for line in lines if line.step <= step))
         self._link_model(step)
 
     def publish(self, written: Path, step: int, keep: int) -> None:
@@ -223,13 +224,6 @@ class RunFolder:
     def reopen(self) -> None:
         """Remove the mark, where a finished run goes on to more steps."""
         (self.path / FINISHED).unlink(missing_ok=True)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):  # the torn last line of a run that was killed
-        return float("inf")
 
 
 def settings_difference(

@@ -46,6 +46,7 @@ from engine.train.distributed import (
     wait_for_rank_zero,
     world_size,
 )
+from engine.train.metrics import say
 from preprocess.files import sync_to_disk
 
 ModelExporter = Callable[[Path, dict[str, Tensor]], None]
@@ -212,12 +213,22 @@ class CheckpointWriter:
         reader = FragmentReader([folder / name for name in sorted(files)])
         self.export(folder / MODEL, reader.full(WEIGHTS, shapes))
         if self.describe is not None:
-            self.describe(folder / MODEL, save.manifest)
+            self._describe(self.describe, save)
         remove_reports(folder, ranks)
         write_manifest(folder, replace(save.manifest, files=files))
         if not save.cancelled.is_set():
             self.run.publish(folder, save.manifest.step, self.keep)
-            self.published(save.manifest.step)
+            try:
+                self.published(save.manifest.step)
+            except Exception as error:  # the checkpoint counts, whatever comes of it
+                say(f"note: what follows the checkpoint of step {save.manifest.step} failed: {error!r}")
+
+    def _describe(self, describe: ModelDescriber, save: Save) -> None:
+        """The model card; what goes wrong with it is a note, since no run needs it."""
+        try:
+            describe(save.folder / MODEL, save.manifest)
+        except Exception as error:
+            say(f"note: the model card of step {save.manifest.step} could not be made: {error!r}")
 
     def _give_up(self, save: Save, error: Exception) -> None:
         """Keep the reason for ``wait``, which takes the folder away when all ranks have ended, and tell rank 0."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.files import write_text
+from engine.checkpoint.metric_lines import MetricLine, read_metric_lines
 from engine.checkpoint.run_folder import MODEL, RunFolder
 
 FOLDER, RESULTS, PICTURE, PREFIX = "downstream", "results.jsonl", "scores.svg", "downstream_"
@@ -98,17 +98,12 @@ class ScoreFolder:
         names = [folder.parent.name.removeprefix("step-") for folder in self.path.glob(f"step-*/{MODEL}")]
         return sorted({*self.run.steps(), *(int(name) for name in names if name.isdecimal())})
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of the run's metrics.jsonl; a torn last one is none."""
-        file, lines = self.run.metrics, []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-        return lines
-
     def shown(self) -> set[tuple[int, str]]:
         """Step and key of every figure of ours in the metrics."""
-        return {(line["step"], key) for line in self.metrics() for key in line if key.startswith(PREFIX)}
+        return {(line.step, key) for line in self._metrics() for key in line.figures if key.startswith(PREFIX)}
+
+    def _metrics(self) -> list[MetricLine]:
+        return read_metric_lines(self.run.metrics)[0]
 
     def draw(self) -> Path | None:
         """Draw scores and loss over the steps; None where there is nothing to draw.
@@ -156,7 +151,7 @@ class ScoreFolder:
         below.legend(**beside)
 
     def _curve(self, key: str) -> list[tuple[int, float]]:
-        return [(line["step"], line[key]) for line in self.metrics() if line.get(key) is not None]
+        return [(line.step, line.figures[key]) for line in self._metrics() if line.figures.get(key) is not None]
 
 
 def read_figures(results: Path) -> dict[str, float]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.metric_lines import MetricLine, read_metric_lines
 from engine.checkpoint.run_folder import CHECKPOINTS, CONFIG, FINISHED, METRICS, MODEL, RunFolder
 
 HOLDS = f"{CONFIG} (settings), {METRICS}, {CHECKPOINTS}/, {MODEL} and, when it ended well, {FINISHED}"
@@ -144,10 +145,8 @@ def _problem(folder: Path) -> str | None:
 
 def _load(folder: Path, name: str) -> Run:
     run, metrics = RunFolder(str(folder)), folder / METRICS
-    text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.is_file() else ""
-    whole, _, _ = text.rpartition("\n")  # what follows is being written, or was torn
-    found = [_figures(line) for line in whole.splitlines()]
-    lines = sorted((line for line in found if line is not None), key=lambda line: line["step"])
+    read, num_unreadable = read_metric_lines(metrics)
+    lines = sorted(map(_finite, read), key=lambda line: line["step"])
     written = datetime.fromtimestamp(metrics.stat().st_mtime, UTC) if lines else None
     return Run(
         name=name,
@@ -156,22 +155,16 @@ def _load(folder: Path, name: str) -> Run:
         lines=tuple(lines),
         finished=run.is_finished(),
         checkpoints=tuple(run.steps()),
-        num_unreadable=len(found) - len(lines),
+        num_unreadable=num_unreadable,
         written=written,
     )
 
 
-def _figures(line: str) -> dict[str, float] | None:
-    """The finite figures of a line; None where it cannot be read."""
-    try:
-        tree = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(tree, dict):
-        return None
+def _finite(line: MetricLine) -> dict[str, float]:
+    """The step and the finite figures of a line."""
     numbers = {
         key: value
-        for key, value in tree.items()
+        for key, value in line.figures.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
-    return numbers if "step" in numbers else None
+    return {"step": line.step, **numbers}

@@ -17,6 +17,7 @@ import yaml
 from safetensors import safe_open
 
 from engine.checkpoint.files import CheckpointManifest
+from engine.checkpoint.metric_lines import read_metric_lines
 from engine.config.masking import MaskingConfig
 from engine.config.optimizer import OptimizerConfig
 from engine.config.schedule import ScheduleConfig
@@ -57,11 +58,9 @@ class DataPart:
 def figures_until(metrics: Path, step: int) -> dict[str, float]:
     """The newest value until a step of every figure that another start of the run would give again."""
     found: dict[str, float] = {}
-    text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
-    for line in text.splitlines():
-        figures = json.loads(line)
-        if figures.pop("step") <= step:
-            told = {name: value for name, value in figures.items() if name.startswith(TOLD)}
+    for line in read_metric_lines(metrics)[0]:  # the loop may be writing one
+        if line.step <= step:
+            told = {name: value for name, value in line.figures.items() if name.startswith(TOLD)}
             found |= {name: value for name, value in told.items() if value is not None and math.isfinite(value)}
     return found
 

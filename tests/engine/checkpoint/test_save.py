@@ -280,6 +280,35 @@ def fail_beside_training(folder: Path) -> list[str]:
     return [known, outcome(writer.wait), outcome(writer.wait), str(writer.problem())]
 
 
+def save_with_what_fails_beside_it(folder: Path) -> list[object]:
+    """A model card and what follows a checkpoint go wrong; the checkpoint counts."""
+    writer = CheckpointWriter(RunFolder(str(folder / "run")), export, describe=mistake)
+    writer.published = mistake
+    found = outcome(lambda: (begin(writer, 1), writer.wait()))
+    return [found, writer.run.steps()]
+
+
+def test_a_model_card_or_what_follows_that_fails_is_a_note(tmp_path):
+    found = run_ranks("tests.engine.checkpoint.test_save", "save_with_what_fails_beside_it", tmp_path)
+    assert found == [["saved", [1]]] * 2
+
+
+def test_the_notes_of_what_fails_beside_a_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    writer = CheckpointWriter(RunFolder(str(tmp_path)), export, describe=mistake)
+    writer.published = mistake
+    shapes = {"w": [5, 3]}
+    folder = tmp_path / "checkpoints" / ".partial"
+    folder.mkdir(parents=True)
+    manifest = CheckpointManifest(1, shapes, {}, {}, {})
+    one = save.Save(folder, "token", {label("weights", "w", 0): torch.zeros(15)}, manifest)
+    writer._write(one)
+    assert one.problem is None and writer.run.steps() == [1]
+    said = capsys.readouterr().err
+    assert "note: the model card of step 1 could not be made: KeyError('a mistake of ours')" in said
+    assert "note: what follows the checkpoint of step 1 failed: KeyError('a mistake of ours')" in said
+
+
 def export_beyond_the_limit_of_collectives(folder: Path) -> str:
     """Rank 0 exports for longer than a collective may take."""
     limit = 3.0

@@ -166,3 +166,6 @@ def test_figures_until_a_step(tmp_path):
     ]  # fmt: skip
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert figures_until(file, 2) == {"loss": 2.0, "heldout_loss": 2.5}
+    with file.open("a") as opened:
+        opened.write('{"step": 3, "lo')  # the loop writes while a checkpoint's thread makes the card
+    assert figures_until(file, 9) == {"loss": 1.0, "heldout_loss": 2.5}
