@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from engine.config.cli import parse_config, run_command
-from engine.plan.config import PlanConfig
+from engine.config.cli import UsageError, parse_config, run_command
+from engine.plan.config import NOT_PLANNED, PlanConfig
 
 EXIT_DOES_NOT_FIT = 1
 
@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(argv: Sequence[str]) -> int:
     config = parse_config(PlanConfig, argv, prog="engine.plan")
+    given = [name for name in NOT_PLANNED if any(word.partition("=")[0] == f"--{name}" for word in argv)]
+    if given:
+        raise UsageError("\n".join(f"--{name}: a plan does not depend on it; leave it out" for name in given))
     from engine.plan.page import as_json, as_text  # torch takes seconds to import: not before the settings are right
     from engine.plan.planning import make_plan
 

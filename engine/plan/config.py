@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from engine.config.cli import nearest
-from engine.config.pretrain import PretrainConfig
-from engine.config.train import BatchShape
+from engine.config.pretrain import DataConfig, PretrainConfig
+from engine.config.train import BatchShape, TrainConfig
 
 PEAK_NAMES = ("h200", "h100", "a100", "l40s", "v100", "4090", "3090")
 BEFORE_BF16 = ("v100",)
+# Settings of a run that a plan does not look at: refused as options, told where a file holds them.
+NOT_PLANNED = ("init_from", "train.compile", "backend", "dry_run", "profile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,21 @@ class PlanConfig(PretrainConfig):
     mfu: float = 0.4
     vocab_size: int | None = None
     json: bool = False
+
+    def not_planned(self) -> list[str]:
+        """Settings that are given, in a file, and that a plan does not look at."""
+        return [name for name in NOT_PLANNED if operator.attrgetter(name)(self) not in (None, False)]
+
+    def own_defaults(self) -> dict[str, int]:
+        """Which of rows, batch and steps are the engine's own because none were given, by option."""
+        if self.stages:
+            return {}
+        usual = {
+            "data.seq_length": DataConfig().seq_length,
+            "train.batch_size": TrainConfig().batch_size,
+            "train.steps": TrainConfig().steps,
+        }
+        return {name: value for name, value in usual.items() if operator.attrgetter(name)(self) == value}
 
     def problems(self) -> list[str]:
         """Everything wrong with these settings that can be seen without reading a file."""

@@ -20,6 +20,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "model": setup.config.model,
         "parameters": plan.parameters,
         "objective": setup.objective,
+        "defaults": setup.config.own_defaults(),
+        "not_planned": setup.config.not_planned(),
         "vocab_size": setup.arch.vocab_size,
         "gpus": setup.config.gpus,
         "gpu_memory_bytes": int(setup.config.gpu_memory * GIB),
@@ -74,10 +76,25 @@ def _head(plan: Plan) -> str:
             f"vocabulary   {arch.vocab_size:,} tokens ({setup.vocabulary})",
             f"run          {setup.timeline.steps:,} steps of {first.batch_size:,} rows x {lengths} tokens, "
             f"{first.optimizer.name}" + (", layers computed again" if plan.best.checkpointing else ""),
+            *_defaults(plan),
             f"machines     {config.gpus:,} GPU(s) of {config.gpu_memory:g} GiB, of which {setup.room / GIB:.1f} are "
             f"planned with",
         ]
     )
+
+
+def _defaults(plan: Plan) -> list[str]:
+    """Which of rows, batch and steps nobody gave, with the options that change them; and what is not planned."""
+    config, arch = plan.setup.config, plan.setup.arch
+    texts = {
+        "data.seq_length": "rows of {:,} tokens (--data.seq_length; the model takes " + f"{arch.max_positions:,})",
+        "train.batch_size": "{:,} rows a step (--train.batch_size)",
+        "train.steps": "{:,} steps (--train.steps)",
+    }
+    own = [texts[name].format(value) for name, value in config.own_defaults().items()]
+    lines = [f"defaults     as a run takes them: {', '.join(own)}"] if own else []
+    unseen = config.not_planned()
+    return lines + ([f"not planned  {', '.join(unseen)}: the figures are those without"] if unseen else [])
 
 
 def _table(plan: Plan) -> str:

@@ -143,6 +143,39 @@ def test_shards_give_vocabulary_and_epochs(shards: Path, capsys: pytest.CaptureF
     assert next(iter(found["epochs"].values())) == pytest.approx(640 * 125 / tokens, rel=0.15)
 
 
+def test_defaults_of_the_engine_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """GPT-2 XL takes rows of 1,024 tokens, but a run takes 128 where nobody says so."""
+    small = ["--arch.num_layers", "1", "--gpus", "64"]
+    assert main(["--model", "gpt2-xl", *small]) == 0
+    assert (
+        "defaults     as a run takes them: rows of 128 tokens (--data.seq_length; the model takes 1,024), "
+        "256 rows a step (--train.batch_size), 100,000 steps (--train.steps)\n"
+    ) in capsys.readouterr().out
+    options = ["--model", "gpt2-xl", *small, "--data.seq_length", "1024", "--train.steps", "5"]
+    assert figures(capsys, *options)["defaults"] == {"train.batch_size": 256}
+    assert figures(capsys, "--config", "bert-large-lamb", *small)["defaults"] == {}
+
+
+def test_settings_that_a_plan_does_not_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--backend", "gloo", "--dry_run", "--train.compile=true"]) == 2
+    error = capsys.readouterr().err
+    for name in ("backend", "dry_run", "train.compile"):
+        assert f"--{name}: a plan does not depend on it; leave it out" in error
+    file = tmp_path / "run.yaml"
+    file.write_text("backend: gloo\nprofile: true\ninit_from: folder\ntrain: {compile: true}\n")
+    assert main(["--config", str(file), *SMALL]) == 0
+    text = capsys.readouterr().out
+    assert "not planned  init_from, train.compile, backend, profile: the figures are those without" in text
+    assert main(SMALL) == 0 and "not planned" not in capsys.readouterr().out
+
+
+def test_only_files_that_ship_are_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my files").mkdir()
+    file = commands.write_ds_config(tmp_path / "my files" / "zero1.json", zero_optimization={"stage": 1})
+    assert main([*SMALL, "--ds_config", str(file)]) == 0
+    assert f"fits         --ds_config '{file}' --train.micro_batch_size 8 (" in capsys.readouterr().out
+
+
 def test_fp32_has_a_peak_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     file = ["--ds_config", str(commands.DS_CONFIGS / "fp32.json")]
     found = figures(capsys, *SMALL, *file)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from engine.config.optimizer import OptimizerConfig
-from engine.plan.memory import MemoryEstimate, estimate_memory
+from engine.config.train import TrainConfig
+from engine.plan.memory import MemoryEstimate, estimate_memory, estimate_phase
+from engine.train.timeline import Timeline
 from tests.engine.plan.peaks import Case, allocations
 from tests.engine.ranks import run_ranks
 
@@ -159,3 +161,22 @@ def test_a_fused_adam_flattens_gradients_at_stage_0(precision: str) -> None:
         trained = auto["weights"] // 2
         assert auto["gradients"] == pytest.approx(8 * trained, rel=0.01)
         assert parts("cuda", "torch")["gradients"] <= 4.01 * trained
+
+
+def test_every_stretch_of_a_run_has_its_own_accumulation() -> None:
+    """The file may be completed for another batch of the run, such as that of its last stage."""
+    case = Case(0, "bf16", **SMALL)
+    stage = replace(
+        TrainConfig(batch_size=4, micro_batch_size=1, steps=4).completed().stage(128, {}), batch_ramp={2: 2}
+    )
+    first, last = [steps[:2] for steps in Timeline([stage], lambda _: 0.15).phases()]
+    given = {
+        "arch": case.architecture(), "objective": "mlm", "settings": case.settings(2), "world_size": 2,
+        "activation_checkpointing": True, "device_type": "cpu",
+    }  # fmt: skip
+    step = first[0]
+    assert (step.shape(2).accumulation, last[0].shape(2).accumulation) == (1, 2)
+    accumulated = Case(0, "bf16", accumulation=2, **SMALL).settings(2)
+    own = base(settings=accumulated, activation_checkpointing=True, device_type="cpu", micro_batch_size=1)
+    assert estimate_phase(**given, steps=last) == own
+    assert estimate_phase(**given, steps=first).total <= own.total
