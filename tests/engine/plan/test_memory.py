@@ -165,7 +165,7 @@ def test_a_fused_adam_flattens_gradients_at_stage_0(precision: str) -> None:
 
 def test_every_stretch_of_a_run_has_its_own_accumulation() -> None:
     """The file may be completed for another batch of the run, such as that of its last stage."""
-    case = Case(0, "bf16", **SMALL)
+    case = Case(2, "fp32", **SMALL)
     stage = replace(
         TrainConfig(batch_size=4, micro_batch_size=1, steps=4).completed().stage(128, {}), batch_ramp={2: 2}
     )
@@ -176,7 +176,7 @@ def test_every_stretch_of_a_run_has_its_own_accumulation() -> None:
     }  # fmt: skip
     step = first[0]
     assert (step.shape(2).accumulation, last[0].shape(2).accumulation) == (1, 2)
-    accumulated = Case(0, "bf16", accumulation=2, **SMALL).settings(2)
+    accumulated = Case(2, "fp32", accumulation=2, **SMALL).settings(2)
     own = base(settings=accumulated, activation_checkpointing=True, device_type="cpu", micro_batch_size=1)
     assert estimate_phase(**given, steps=last) == own
-    assert estimate_phase(**given, steps=first).total <= own.total
+    assert estimate_phase(**given, steps=first).total < own.total
