@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import torch
 
 from engine.config.deepspeed_json import Device
-from engine.launch.dry_run import batch_lines, computation_lines, estimate_lines, folder_state, model_lines
-from engine.launch.nodes import TOLD, here_text
+from engine.launch.dry_run import batch_lines, computation_lines, estimate_lines, folder_state, model_lines, tell
 from engine.models.model import Model
 from engine.models.transformer import Transformer
 from engine.plan.memory import estimate_batch
-from engine.train.distributed import global_rank, local_rank, world_size
+from engine.train.distributed import local_rank, world_size
 from engine.train.run import device_to_check
 from engine.train.timeline import Timeline
 from finetune.config import FinetuneConfig
@@ -32,10 +29,7 @@ def dry_run(config: FinetuneConfig) -> None:
     device = device_to_check(config.backend, dry_run=True)
     train = resolved.config.train
     state = folder_state(train, resolved_tree(resolved), default_tree(), train.steps)
-    if not os.environ.get(TOLD):
-        print(here_text(), end="")
-    if global_rank() == 0:
-        print(plan_text(resolved, world_size(), device, state), end="", flush=True)
+    tell(lambda: plan_text(resolved, world_size(), device, state))
 
 
 def plan_text(resolved: Resolved, ranks: int, device: Device, state: str) -> str:

@@ -46,10 +46,15 @@ def dry_run(config: PretrainConfig) -> None:
     resolved = resolve(config)
     device = device_to_check(config.backend, dry_run=True)
     state = folder_state(resolved.config.train, resolved_tree(resolved), default_tree(), resolved.timeline.steps)
+    tell(lambda: plan_text(resolved, world_size(), device, state))
+
+
+def tell(plan: Callable[[], str]) -> None:
+    """Print this host's part, unless the launch printed that of all hosts, and on rank 0 the plan."""
     if not os.environ.get(TOLD):
         print(here_text(), end="")
     if global_rank() == 0:
-        print(plan_text(resolved, world_size(), device, state), end="", flush=True)
+        print(plan(), end="", flush=True)
 
 
 def folder_state(train: TrainConfig, tree: dict[str, Any], defaults: dict[str, Any], steps: int) -> str:
