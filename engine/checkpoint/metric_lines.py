@@ -38,6 +38,13 @@ def read_metric_lines(file: Path) -> tuple[list[MetricLine], int]:
     return lines, len(found) - len(lines)
 
 
+def end_last_line(file: Path) -> None:
+    """End a last line that a kill cut off, so that the next one stands by itself."""
+    if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+        with file.open("ab") as opened:
+            opened.write(b"\n")
+
+
 def _read(text: str) -> MetricLine | None:
     try:
         figures = json.loads(text)

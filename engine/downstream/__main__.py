@@ -27,7 +27,8 @@ def _evaluate(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     plan = read_plan(options.file)
     plan.refuse_absent_files()
-    from engine.checkpoint.run_folder import RunFolder  # torch takes seconds to import
+    from engine.checkpoint.metric_lines import end_last_line  # torch takes seconds to import
+    from engine.checkpoint.run_folder import RunFolder
     from engine.downstream.runs import DownstreamRuns
     from engine.train.metrics import say
 
@@ -35,6 +36,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     if not run.steps():
         raise ValueError(f"{run.path} is no run folder with a checkpoint")
     run.claim()
+    end_last_line(run.metrics)
     last_step = run.steps()[-1]
     runs = DownstreamRuns(run, plan, last_step)
     _check_steps(plan, runs.folder.kept_steps(), last_step, say)

@@ -89,6 +89,8 @@ class StepProfiler:
             return
         recording = number < MAX_MICRO_BATCHES - 1 or number == count - 1
         if recording != self._recording:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # kernels that are under way belong to what was begun before
             self._profiler.toggle_collection_dynamic(recording, self._activities)
             self._recording = recording
         if not recording and not self._told:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.metric_lines import MetricLine, read_metric_lines
+from engine.checkpoint.metric_lines import MetricLine, end_last_line, read_metric_lines
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -32,6 +32,22 @@ def test_lines_that_are_none(torn: str, unreadable: int, tmp_path: Path) -> None
     file.write_bytes(b'{"step": 1, "loss": 2.5, "mfu": null}\n' + torn.encode("latin-1"))
     line = MetricLine('{"step": 1, "loss": 2.5, "mfu": null}\n', 1, {"loss": 2.5, "mfu": None})
     assert read_metric_lines(file) == ([line], unreadable)
+
+
+def test_a_line_after_a_torn_one(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    end_last_line(file)
+    assert not file.exists()
+    file.touch()
+    end_last_line(file)
+    assert file.read_bytes() == b""
+    file.write_text('{"step": 1}\n{"step": 2, "lo')
+    for _ in range(2):
+        end_last_line(file)
+    with file.open("a") as opened:
+        opened.write('{"step": 1, "downstream_toy_f1": 0.5}\n')
+    lines, unreadable = read_metric_lines(file)
+    assert [line.figures for line in lines] == [{}, {"downstream_toy_f1": 0.5}] and unreadable == 1
 
 
 def test_while_another_thread_appends(tmp_path: Path) -> None:

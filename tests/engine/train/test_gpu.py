@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.train.profiling import MAX_MICRO_BATCHES
 from tests import commands
 
 pytestmark = [
@@ -84,14 +85,18 @@ def test_checkpoints_are_fine_tuned_beside_the_run_on_the_same_device(gzip_shard
     assert "fp16, ZeRO stage 1;" in (tmp_path / "run" / "downstream" / "step-30" / "toy.log").read_text()
 
 
-def test_a_trace_shows_what_the_gpu_does(gzip_shards: Path, tmp_path: Path) -> None:
-    more = ("--profile", "--train.steps", "6", "--train.peak_tflops", "100")
+@pytest.mark.parametrize("micro_batch_size", [16, 2])  # 2 and 16 micro-batches a step, of which 5 are traced
+def test_a_trace_shows_what_the_gpu_does(micro_batch_size: int, gzip_shards: Path, tmp_path: Path) -> None:
+    more = ("--profile", "--train.steps", "6", "--train.peak_tflops", "100", "--train.micro_batch_size")
+    more = (*more, str(micro_batch_size))
     done = commands.run(commands.PRETRAIN, [*options(gzip_shards, tmp_path / "run", "zero2_bf16"), *more], env=ON_GPU)
     assert done.returncode == 0, done.stdout
     (trace,) = (tmp_path / "run" / "profile").glob("rank-0-step-4-6.json.gz")
     with gzip.open(trace) as file:
         events = json.load(file)["traceEvents"]
     assert {"data", "forward", "backward", "optimizer"} <= {event.get("name") for event in events}
+    forward = [event for event in events if event.get("name") == "forward" and event.get("cat") == "user_annotation"]
+    assert len(forward) == 3 * min(MAX_MICRO_BATCHES, 32 // micro_batch_size)
     assert sum(event.get("cat") == "kernel" for event in events) > 100
     table = (tmp_path / "run" / "profile" / "rank-0-step-4-6.txt").read_text()
     assert "Self CUDA" in table
