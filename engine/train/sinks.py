@@ -142,17 +142,22 @@ class WandbSink:
 
 
 def require_login(project: str | None) -> None:
-    """Raise ValueError where W&B would want a key and finds none; asks no server and nobody at the keyboard."""
+    """Raise ValueError where W&B would want a key and finds none, or none that can be one; asks no server, nobody."""
     if project is None:
         return
     import wandb
 
-    settings = wandb.setup().settings
-    if settings.mode in ("online", "shared", "run") and not wandb.login(prompt=False, verify=False):
-        raise ValueError(
-            "train.wandb: no W&B key: set WANDB_API_KEY or run wandb login; WANDB_MODE=offline needs none and keeps "
-            "the figures in the run folder for wandb sync; or leave train.wandb out"
-        )
+    reason = ""
+    try:
+        settings = wandb.setup().settings
+        if settings.mode not in ("online", "shared", "run") or wandb.login(prompt=False, verify=False):
+            return
+    except Exception as error:  # of a library that raises its own for a malformed key or a broken settings file
+        reason = f" ({error})"
+    raise ValueError(
+        f"train.wandb: no W&B key that it takes{reason}: set WANDB_API_KEY or run wandb login; WANDB_MODE=offline needs "
+        "none and keeps the figures in the run folder for wandb sync; or leave train.wandb out"
+    )
 
 
 def _run_id(folder: Path, project: str) -> str:

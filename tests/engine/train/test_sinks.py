@@ -141,7 +141,10 @@ def test_without_a_key_nothing_begins(monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("WANDB_MODE", "online")
     try:
-        with pytest.raises(ValueError, match="no W&B key: set WANDB_API_KEY or run wandb login; WANDB_MODE=offline"):
+        with pytest.raises(ValueError, match="no W&B key that it takes: set WANDB_API_KEY or run wandb login; WANDB_"):
+            require_login("project")
+        monkeypatch.setenv("WANDB_API_KEY", "bogus")
+        with pytest.raises(ValueError, match=r"no W&B key that it takes \(.*40.*\): set WANDB_API_KEY"):
             require_login("project")
     finally:
         wandb.teardown()
