@@ -155,8 +155,8 @@ def require_login(project: str | None) -> None:
     except Exception as error:  # of a library that raises its own for a malformed key or a broken settings file
         reason = f" ({error})"
     raise ValueError(
-        f"train.wandb: no W&B key that it takes{reason}: set WANDB_API_KEY or run wandb login; WANDB_MODE=offline needs "
-        "none and keeps the figures in the run folder for wandb sync; or leave train.wandb out"
+        f"train.wandb: no W&B key that it takes{reason}: set WANDB_API_KEY or run wandb login; WANDB_MODE=offline "
+        "needs none and keeps the figures in the run folder for wandb sync; or leave train.wandb out"
     )
 
 
