@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.config.recipes import RECIPE_FOLDER, recipe_names
+from engine.data.plan import SequenceLayout
+from engine.data.shard_sources import open_shards
+from engine.launch.dry_run import estimated_rows
 from engine.plan.__main__ import main
+from preprocess.manifest import read_manifest
 from tests import commands
 
 SMALL = ["--model", "bert-mini", "--gpus", "2", "--train.batch_size", "64"]
@@ -141,6 +146,22 @@ def test_shards_give_vocabulary_and_epochs(shards: Path, capsys: pytest.CaptureF
     tokens = sum(shard["num_tokens"] for shard in manifest["shards"])
     assert found["vocab_size"] == manifest["tokenizer"]["vocab_size"]
     assert next(iter(found["epochs"].values())) == pytest.approx(640 * 125 / tokens, rel=0.15)
+
+
+def test_each_folder_of_a_mixture_has_its_epochs(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its weight, with the rows that a dry run tells of."""
+    (one,), tokenizer = open_shards(str(shards))
+    mixed = tuple(replace(one, name=name, share=share) for name, share in (("a", 9000), ("b", 1000)))
+    monkeypatch.setattr("engine.plan.setting_up.open_shards", lambda text: (mixed, tokenizer))
+    options = [*SMALL, "--objective", "mlm", "--data.shards", "a:0.9,b:0.1", "--train.steps", "10"]
+    epochs = figures(capsys, *options)["epochs"]
+    rows = estimated_rows(read_manifest(shards), 128, SequenceLayout(2, 0))
+    assert epochs == pytest.approx({"a": 640 * 0.9 / rows, "b": 640 * 0.1 / rows})
+    assert main(options) == 0
+    told = ", ".join(f"{name} {number:.2f}" for name, number in epochs.items())
+    assert f"; epochs: {told}\n" in capsys.readouterr().out
 
 
 def test_defaults_of_the_engine_are_told(capsys: pytest.CaptureFixture[str]) -> None:
