@@ -58,6 +58,12 @@ MAY_CHANGE = (
     "versions",
     "torch_threads",
 )
+# What follows from the machine or from other settings is no option.
+OPTIONS_THAT_MAY_CHANGE = tuple(
+    name
+    for name in MAY_CHANGE
+    if name not in ("deepspeed", "local_rank", "world_size", "data.folders", "versions", "torch_threads")
+)
 
 
 class RunFolder:
@@ -129,8 +135,9 @@ class RunFolder:
             lines = "\n".join(f"  {key}: {was} there, {now} now" for key, was, now in difference)
             raise ValueError(
                 f"train.output {self.path} holds a run with other settings:\n{lines}\n"
-                f"Give the settings of that run to go on with it (these may change: {', '.join(MAY_CHANGE)}), or begin "
-                f"another one in another --train.output, from its weights if you like (--init_from {self.model})"
+                "Give the settings of that run to go on with it (these may change: "
+                f"{', '.join(OPTIONS_THAT_MAY_CHANGE)}), or begin another one in another --train.output, from its "
+                f"weights if you like (--init_from {self.model})"
             )
         return True
 

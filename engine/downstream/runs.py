@@ -52,7 +52,7 @@ class DownstreamRuns:
         Raises:
             ValueError: if a task has other settings than its earlier scores, or finetune/run.py refuses it.
         """
-        self._refuse_other_settings()
+        self.refuse_other_settings()
         self._check_tasks(step)
         shown = self.folder.shown()
         for score in self.folder.scores():
@@ -157,7 +157,8 @@ class DownstreamRuns:
         """Fine-tunings that failed in this start."""
         return list(self._failed)
 
-    def _refuse_other_settings(self) -> None:
+    def refuse_other_settings(self) -> None:
+        """Raise ValueError if a task has other settings than its earlier scores; changes nothing."""
         for score in self.folder.scores():
             if score.task in self._plan.tasks and score.settings != self._plan.digest(score.task):
                 raise ValueError(

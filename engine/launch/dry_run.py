@@ -19,6 +19,8 @@ from engine.config.train import TrainConfig
 from engine.convert.huggingface import huggingface_class
 from engine.data.plan import SequenceLayout
 from engine.data.shard_sources import ShardSource
+from engine.downstream.plan import read_plan
+from engine.downstream.runs import DownstreamRuns
 from engine.launch.nodes import TOLD, here_text
 from engine.models.model import Model
 from engine.models.transformer import Transformer
@@ -33,6 +35,7 @@ from preprocess.manifest import Manifest
 
 MakeHeads = Callable[[ArchConfig], Mapping[str, torch.nn.Module]]
 MIB, GIB = 2**20, 2**30
+MANY_EPOCHS = 1000
 
 
 def dry_run(config: PretrainConfig) -> None:
@@ -67,6 +70,9 @@ def folder_state(train: TrainConfig, tree: dict[str, Any], defaults: dict[str, A
     collect(problems, lambda: require_login(train.wandb))
     path, run = train.output, RunFolder(train.output)
     resuming = collect(problems, lambda: (look_into(run, tree, defaults, steps),))
+    if train.evaluate_with is not None:
+        plan = read_plan(train.evaluate_with)
+        collect(problems, DownstreamRuns(run, plan, steps).refuse_other_settings)
     if problems or resuming is None:
         raise UsageError("\n".join(problems))
     if resuming[0] is None:
@@ -84,6 +90,7 @@ def plan_text(resolved: Resolved, ranks: int, device: Device, state: str) -> str
     lines += data_lines(resolved.sources, timeline, resolved.objective.sequence_layout, ranks)
     lines += computation_lines(resolved.settings, config.ds_config, config.backend, device)
     lines += memory_lines(resolved, ranks, device)
+    lines += downstream_lines(config.train.evaluate_with, timeline.steps)
     lines.append(f"run folder: {state}")
     return "\n".join(lines) + "\n"
 
@@ -143,6 +150,8 @@ def data_lines(sources: tuple[ShardSource, ...], timeline: Timeline, layout: Seq
             lines.append(
                 f"    about {there:,} rows of {length:,} tokens: {rows * source.weight / there:,.2f} epochs of them"
             )
+            if rows * source.weight / there > MANY_EPOCHS:
+                lines.append("    note: that often over the same text; are these the shards that you mean?")
             if there < ranks:
                 lines.append(f"    note: fewer rows than the {ranks} ranks; a start may refuse this")
     return lines
@@ -168,6 +177,18 @@ def computation_lines(settings: DeepSpeedSettings, ds_config: str, backend: str 
     return [*lines, *(f"  note: {note}" for note in settings.notes)]
 
 
+def downstream_lines(file: str | None, steps: int) -> list[str]:
+    """The checkpoints that are fine-tuned, and what only a start can check, which has a model."""
+    if file is None:
+        return []
+    plan = read_plan(file)
+    chosen = ", ".join(f"{step:,}" for step in plan.chosen(steps))
+    return [
+        f"downstream: {', '.join(plan.tasks)} from the model of step {chosen}",
+        "  note: their files were looked for; a start also lets finetune/run.py read them and check every setting",
+    ]
+
+
 def memory_lines(resolved: Resolved, ranks: int, device: Device) -> list[str]:
     """The memory of a rank in the stretch of the run that needs most."""
     heaviest, step = max(
@@ -181,6 +202,7 @@ def estimate_lines(found: MemoryEstimate, batches: str) -> list[str]:
     """An estimate, part by part."""
     lines = [f"memory of a rank (estimated, in {batches}): {size_text(found.total)}"]
     lines += [f"  {name} {size_text(size)}" for name, size in found.parts.items() if size]
+    lines.append("  tensors alone: on a CPU memory_bytes of metrics.jsonl is that of the whole process")
     if found.host_parts:
         lines.append(f"  on the host {size_text(found.host_total)}:")
         lines += [f"    {name} {size_text(size)}" for name, size in found.host_parts.items()]

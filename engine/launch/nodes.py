@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Mapping
 
-from engine.launch.arguments import OPTION
+from engine.launch.arguments import OPTION, decode_arguments
 from engine.launch.environment import NAMES
 from engine.launch.forwarded import is_secret, shown
 from engine.launch.hosts import Hosts
@@ -60,7 +60,8 @@ def nodes_text(options: argparse.Namespace, hosts: Hosts, variables: Mapping[str
         of_first["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         lines.append(f"    environment of rank {first}: {environment_line(of_first)}")
     if any(argument.startswith(OPTION) for argument in options.user_args):
-        lines.append("  base64: stands for arguments that shells would change; the ranks read them as they were given")
+        lines.append("  base64: stands for arguments that shells would change; the ranks read them as they were given:")
+        lines.append(f"    {shlex.join(decode_arguments(options.user_args))}")
     if hosts.remote and not options.master_addr:
         lines.append("  MASTER_ADDR will be the first address that `hostname -I` prints on the first host")
     if variables:

@@ -108,7 +108,7 @@ def test_what_may_not_change_is_listed(run):
     text = str(caught.value)
     assert f"train.output {run.path} holds a run with other settings:\n  seed: 1 there, 7 now\n" in text
     assert "  train.optimizer.lr: 0.1 there, 0.2 now\n" in text
-    assert "train.steps: " not in text and "these may change: deepspeed, " in text
+    assert "train.steps: " not in text and "these may change: ds_config, " in text
 
 
 def test_settings_difference():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,34 @@ def test_what_a_start_would_find_in_the_run_folder(options, tmp_path, capsys):
     assert json.loads((run.path / "config.json").read_text()) == json.loads(json.dumps(tree))
 
 
+def test_tasks_beside_the_run_are_told_and_their_settings_compared(options, tmp_path, capsys):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("label\ttext_a\n0\tbad\n1\tgood\n")
+    files = {"train_file": str(rows), "dev_file": str(rows)}
+    task = {"task": "classification", "ds_config": FP32, **files}
+    plan = tmp_path / "tasks.yaml"
+    plan.write_text(json.dumps({"every": 25, "tasks": {"reviews": task}}))
+    more = ("--train.evaluate_with", str(plan), "--train.save_every", "25")
+    text = told(capsys, *options, *more)
+    assert (
+        "downstream: reviews from the model of step 25, 50\n  note: their files were looked for; a start also" in text
+    )
+    folder = tmp_path / "runs" / "pretrain" / "downstream"
+    folder.mkdir(parents=True)
+    score = {"step": 25, "task": "reviews", "figures": {"dev_accuracy": 0.5}, "settings": "0" * 64}
+    (folder / "results.jsonl").write_text(json.dumps(score) + "\n")
+    run = RunFolder("runs/pretrain")
+    run.write_config(resolved_tree(resolve(parse_config(PretrainConfig, [*options, *more], prog="pretrain.py"))))
+    with pytest.raises(UsageError, match="task reviews has other settings now than at step 25"):
+        dry_run(*options, *more)
+
+
+def test_a_text_seen_thousands_of_times_is_asked_about(options, capsys):
+    asked = "    note: that often over the same text; are these the shards that you mean?\n"
+    assert asked not in told(capsys, *options)
+    assert asked in told(capsys, *options, "--train.steps", "1000000")
+
+
 def test_a_host_without_gpus_can_check_a_run_on_gpus(options, capsys, monkeypatch):
     monkeypatch.setattr(module, "describe_device", lambda: SimpleNamespace(type="cpu"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -223,6 +252,8 @@ def test_a_launch_over_hosts_is_told_without_touching_them(shards, tmp_path):
         f"launch: 4 rank(s) on 2 host(s) through pdsh, in {tmp_path}\n  node-0.invalid: ranks 0-1 on devices 0,1\n",
         "  node-1.invalid: ranks 2-3 on devices 0,1\n",
         f"    command of rank 2: {sys.executable} -u {commands.PRETRAIN} --local_rank=0 --encoded_arguments=12 ",
+        "the ranks read them as they were given:\n    --ds_config ",
+        f"--train.output {shlex.quote(nasty)}\n",
         f"--train.output {encoded}\n    environment of rank 2: RANK=2 LOCAL_RANK=0 WORLD_SIZE=4 LOCAL_WORLD_SIZE=2 ",
         "MASTER_PORT=29500",
         "    NCCL_DEBUG='a b'\n",

@@ -145,5 +145,6 @@ def test_no_key_is_told_before_any_work(shards, tmp_path):
     env = {"WANDB_MODE": "online", "HOME": str(tmp_path), "WANDB_API_KEY": ""}
     settings = options(shards, tmp_path / "run", "mlm", 0, "--train.wandb", "project")
     done = commands.run(commands.PRETRAIN, settings, env=env)
-    assert done.returncode == 2 and "error: train.wandb: no W&B key that it takes: set WANDB_API_KEY" in done.stdout, done.stdout
+    assert done.returncode == 2, done.stdout
+    assert "error: train.wandb: no W&B key that it takes: set WANDB_API_KEY" in done.stdout
     assert not (tmp_path / "run").exists()
