@@ -22,6 +22,7 @@ STEPS = 10
 def parts(seed: int = 1, steps: int = STEPS) -> Any:
     """As much of a run's parts as a start looks at before it builds anything."""
     return SimpleNamespace(
+        train=TrainConfig(steps=steps),
         resolved={"seed": seed, "train": {"steps": steps}, "world_size": 4},
         defaults={},
         timeline=Timeline([TrainConfig(steps=steps).stage(seq_length=8, length_ramp={})]),
