@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -130,14 +128,7 @@ def test_only_a_run_that_failed_is_marked_so(error, code, run):
         finally:
             log.close()
     (file,) = wandb_files.offline_files(run)
-    deadline = time.monotonic() + 30
-    while not (ends := ends_in(file)) and time.monotonic() < deadline:
-        time.sleep(0.1)  # another process writes the file
-    assert [end.exit_code for end in ends] == [code]
-
-
-def ends_in(file: Path) -> list[Any]:
-    return [record.exit for record in wandb_files.records(file) if record.WhichOneof("record_type") == "exit"]
+    assert [end.exit_code for end in wandb_files.ends(file)] == [code]
 
 
 def test_without_a_key_nothing_begins(monkeypatch):

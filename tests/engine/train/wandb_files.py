@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 HEADER, BLOCK = 7, 32768
+SECONDS_TO_WRITE = 20.0
 FULL, LAST = 1, 4
 
 
@@ -32,8 +34,17 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def offline_files(run: Path) -> list[Path]:
-    """The files of a run folder's starts, oldest first."""
-    return sorted(run.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    """The files of a run folder's starts, oldest first; W&B's own process may still be writing the end of one."""
+    found = sorted(run.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    deadline = time.monotonic() + SECONDS_TO_WRITE
+    while not all(map(ends, found)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def ends(file: Path) -> list[Any]:
+    """The records with which W&B marks a start as ended: one, when all is written."""
+    return [record.exit for record in records(file) if record.WhichOneof("record_type") == "exit"]
 
 
 def history(file: Path) -> list[dict[str, Any]]:
