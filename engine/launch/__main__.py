@@ -166,6 +166,11 @@ def dry_run(options: argparse.Namespace, hosts: Hosts, arguments: Sequence[str],
     return done.returncode
 
 
+# What DeepSpeed's runner ends with for a user's mistake: hostfile and filters, a launcher that is unknown or not
+# installed, a rank of a node out of range (an assert), a host that ssh does not reach.
+REFUSALS = (ValueError, RuntimeError, AssertionError, subprocess.CalledProcessError)
+
+
 def run_deepspeed(options: argparse.Namespace, file: Path | None) -> int:
     """DeepSpeed's own launcher in this process, with options that are parsed; returns its exit code."""
     from deepspeed.launcher import runner
@@ -178,9 +183,10 @@ def run_deepspeed(options: argparse.Namespace, file: Path | None) -> int:
     runner.parse_args = lambda args: args
     try:
         runner.main(options)
-    except (RuntimeError, NotImplementedError, ValueError, AssertionError, subprocess.CalledProcessError) as error:
+    except REFUSALS as error:
         hint = ": apt-get install pdsh, or another --launcher" if "'pdsh' not installed" in str(error) else ""
-        raise UsageError(f"{error}{hint}") from None
+        what = str(error) or f"DeepSpeed's launcher refuses these options ({type(error).__name__})"
+        raise UsageError(f"{what}{hint}; ENGINE_TRACEBACK=1 shows where") from error
     except SystemExit as ended:
         return int(ended.code or 0) if isinstance(ended.code, int | None) else 1
     return 0
