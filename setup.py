@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=find_packages(include=["engine*", "finetune*", "preprocess*"]),
+    packages=find_packages(include=["engine*", "finetune*", "kernels*", "preprocess*"]),
     package_dir={
         "": "."
     },  # an editable install then puts the checkout itself on the path, packages added later included

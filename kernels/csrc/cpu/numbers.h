@@ -1,0 +1,91 @@
+// 16-bit numbers, random draws and buffers for loops that a compiler vectorizes; all local to the file that includes it.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "../common/api.h"
+#include "../common/philox.h"
+
+namespace kernels {
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+using Float16 = _Float16;
+
+inline float to_float(float value) { return value; }
+inline float to_float(Float16 value) { return static_cast<float>(value); }
+inline float to_float(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+template <class T>
+T from_float(float value) {
+  return static_cast<T>(value);
+}
+
+// To the nearest, ties to even; a NaN stays one.
+template <>
+inline BFloat16 from_float<BFloat16>(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return BFloat16{static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+}
+
+// Room for floats, for as long as it lives.
+class Floats {
+ public:
+  explicit Floats(int64_t size, float value = 0.0f) : data_(static_cast<float*>(std::malloc((size + 1) * sizeof(float)))) {
+    if (data_ == nullptr) std::abort();
+    for (int64_t i = 0; i < size; ++i) data_[i] = value;
+  }
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
+  ~Floats() { std::free(data_); }
+
+  float* data() { return data_; }
+
+ private:
+  float* data_;
+};
+
+// Calls the function with a value of the C++ type of `type`.
+template <class Function>
+void with_type(Type type, Function function) {
+  switch (type) {
+    case Type::kFloat32: return function(float{});
+    case Type::kBFloat16: return function(BFloat16{});
+    case Type::kFloat16: return function(Float16{});
+  }
+}
+
+// A parameter of any type as floats: [width].
+inline void read_parameter(const void* parameter, Type type, int64_t width, float* out) {
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const T* values = static_cast<const T*>(parameter);
+    for (int64_t i = 0; i < width; ++i) out[i] = to_float(values[i]);
+  });
+}
+
+// The factors of a row's elements under dropout, 0 or the scale: [width], rounded up to a multiple of kDraws.
+inline void dropout_factors(const Dropout& dropout, int64_t row, int64_t width, float* out) {
+  const uint64_t seed = *dropout.seed;
+  const float scale = keep_scale(dropout.threshold);
+  const int64_t groups = (width + kDraws - 1) / kDraws;
+#pragma omp simd
+  for (int64_t group = 0; group < groups; ++group) {
+    const Draws draws = philox(seed, dropout.site, row, static_cast<uint32_t>(group));
+    for (int i = 0; i < kDraws; ++i) out[group * kDraws + i] = draws.at(i) < dropout.threshold ? 0.0f : scale;
+  }
+}
+
+}  // namespace
+}  // namespace kernels

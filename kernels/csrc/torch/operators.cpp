@@ -1,0 +1,20 @@
+// The kernels as torch operators, on torch's stable ABI: one build serves torch 2.11 and later.
+//
+// Compiled for each library: KERNELS_CPU, KERNELS_EMULATOR (the CUDA kernels on the host), or neither for CUDA.
+#include "norm.h"
+
+namespace kernels {
+
+STABLE_TORCH_LIBRARY(KERNELS_NAMESPACE, library) {
+  library.def(kNormForward);
+  library.def(kNormBackward);
+  library.def(kDropoutAdd);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(KERNELS_NAMESPACE, KERNELS_KEY, library) {
+  library.impl("norm_forward", TORCH_BOX(&norm_forward));
+  library.impl("norm_backward", TORCH_BOX(&norm_backward));
+  library.impl("dropout_add", TORCH_BOX(&dropout_add));
+}
+
+}  // namespace kernels

@@ -1,0 +1,94 @@
+// From tensors to the arguments of kernels, for all bindings.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "../common/api.h"
+
+#if defined(KERNELS_CPU)
+#define KERNELS_NAMESPACE kernels_cpu
+#define KERNELS_KEY CPU
+#elif defined(KERNELS_EMULATOR)
+#define KERNELS_NAMESPACE kernels_emulator
+#define KERNELS_KEY CPU
+#else
+#define KERNELS_NAMESPACE kernels_cuda
+#define KERNELS_KEY CUDA
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#endif
+
+namespace kernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Type type_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return Type::kFloat32;
+    case ScalarType::BFloat16: return Type::kBFloat16;
+    case ScalarType::Half: return Type::kFloat16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, "kernels: tensors must be float32, bfloat16 or float16");
+  return Type::kFloat32;
+}
+
+inline const void* data_of(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), "kernels: tensors must be contiguous");
+  return tensor.data_ptr();
+}
+
+inline const void* data_of(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? data_of(*tensor) : nullptr;
+}
+
+inline int64_t width_of(const Tensor& x) { return x.size(x.dim() - 1); }
+
+inline int64_t rows_of(const Tensor& x) { return x.numel() / std::max<int64_t>(1, width_of(x)); }
+
+inline Dropout dropout_of(int64_t threshold, const std::optional<Tensor>& seed, int64_t site) {
+  STD_TORCH_CHECK(threshold == 0 || (seed.has_value() && seed->scalar_type() == ScalarType::Long),
+                  "kernels: dropout needs a seed, an int64 tensor of one element");
+  return Dropout{static_cast<const uint64_t*>(data_of(seed)), static_cast<uint32_t>(site),
+                 static_cast<uint32_t>(threshold)};
+}
+
+inline void* output_of(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), "kernels: tensors must be contiguous");
+  return tensor.numel() > 0 ? tensor.data_ptr() : nullptr;
+}
+
+#if defined(KERNELS_CPU)
+
+constexpr int64_t kGrainElements = 16 * 1024;  // of a thread at least
+
+// Rows that a thread should have at least.
+inline int64_t grain_of(int64_t width) { return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, width)); }
+
+#else
+
+// The stream to launch on.
+inline void* stream_of([[maybe_unused]] const Tensor& tensor) {
+  void* stream = nullptr;
+#if !defined(KERNELS_EMULATOR)
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
+                  "kernels: no current CUDA stream");
+#endif
+  return stream;
+}
+
+inline void check(int32_t status, const char* name) {
+  STD_TORCH_CHECK(status != kUnsupported, "kernels: ", name, " does not take these sizes");
+  STD_TORCH_CHECK(status == kOk, "kernels: ", name, " could not be launched");
+}
+
+#endif
+
+}  // namespace kernels

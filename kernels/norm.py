@@ -1,0 +1,335 @@
+"""y = norm(residual + dropout(x + bias)): LayerNorm and RMSNorm with what stands before them, in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.dispatch import Operation, choose, load
+from kernels.philox import checked_threshold
+from kernels.reference import norm as reference
+
+# R rows, W columns
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+CUDA_PACK, CUDA_MAX_WIDTH = 8, 8192
+BLOCKS_PER_PROCESSOR = 2
+ADD_BLOCKS_PER_ROW_BLOCK = 8
+CPU_BLOCK_ROWS, CPU_MAX_BLOCKS = 32, 256
+EMULATOR_BLOCKS = 4  # few: each of its threads then has several rows, as on a GPU
+
+
+def _cpu_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
+    return next((f"{dtype} is for the reference" for dtype in types if dtype not in FLOATS), None)
+
+
+def _cuda_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
+    if width % CUDA_PACK or not 0 < width <= CUDA_MAX_WIDTH:
+        return f"width {width} is no multiple of {CUDA_PACK} up to {CUDA_MAX_WIDTH}"
+    return _cpu_limit(width, types)
+
+
+def _pack_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
+    return f"width {width} is no multiple of {CUDA_PACK}" if width % CUDA_PACK else _cpu_limit(width, types)
+
+
+NORM = Operation("norm", {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit})
+DROPOUT_ADD = Operation("dropout_add", {"cpu": _cpu_limit, "cuda": _pack_limit, "emulator": _pack_limit})
+
+
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    eps: float = 1e-5,
+    centre: bool = True,
+    output: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Normalise residual + dropout(x + bias) over the last dimension.
+
+    Statistics and parameter gradients are fp32, whatever the types. The dropout mask is drawn again in the backward
+    pass and not stored.
+
+    Args:
+        x: [..., W] fp32, bf16 or fp16.
+        weight: [W], factor of the normalised values.
+        shift: [W], added to them.
+        bias: [W], added to x.
+        residual: [..., W], like x.
+        dropout: probability, rounded to a multiple of 2^-16.
+        seed: of the mask, [1] int64 on the device of x (``kernels.philox.seed_tensor``).
+        site: number of this call in the model, so that no two calls share a mask.
+        eps: added to the variance.
+        centre: LayerNorm; False is RMSNorm, which keeps the rows' mean and has no shift.
+        output: type of y; that of x where not given.
+
+    Returns:
+        y [..., W], and the sum that was normalised [..., W] in the type of x.
+
+    Raises:
+        ValueError: if shapes, types, the probability or the seed do not fit.
+    """
+    _check(x, weight, shift, bias, residual, centre)
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    threshold = checked_threshold(dropout, seed, x.device)
+    y, z, *_ = _norm(
+        rows, bias, None if residual is None else residual.reshape(-1, width), weight, shift,
+        output or x.dtype, centre, eps, threshold, seed, site,
+    )  # fmt: skip
+    adds = bias is not None or residual is not None or threshold > 0
+    return y.view(x.shape), z.view(x.shape) if adds else x
+
+
+def _check(
+    x: Tensor, weight: Tensor, shift: Tensor | None, bias: Tensor | None, residual: Tensor | None, centre: bool
+) -> None:
+    for name, vector in (("weight", weight), ("shift", shift), ("bias", bias)):
+        if vector is not None and vector.shape != x.shape[-1:]:
+            raise ValueError(f"{name} is {list(vector.shape)}; it must be [{x.shape[-1]}], the last dimension of x")
+        if vector is not None and vector.dtype != weight.dtype:
+            raise ValueError(f"{name} is {vector.dtype} and weight {weight.dtype}; parameters must be of one type")
+    _check_residual(x, residual)
+    if shift is not None and not centre:
+        raise ValueError("RMSNorm (centre False) has no shift")
+
+
+def _check_residual(x: Tensor, residual: Tensor | None) -> None:
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(
+            f"residual is {residual.dtype} {list(residual.shape)}; it must be like x, {x.dtype} {list(x.shape)}"
+        )
+
+
+@torch.library.custom_op("kernels::norm", mutates_args=())
+def _norm(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    shift: Tensor | None,
+    output: torch.dtype,
+    centre: bool,
+    eps: float,
+    threshold: int,
+    seed: Tensor | None,
+    site: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, z (without elements where it is x), mean (without elements where rows keep it) and rstd of x [R, W]."""
+    backend = choose(NORM, x.device, width=x.shape[-1], types=(x.dtype, output, weight.dtype))
+    if backend == "reference":
+        y, z, mean, rstd = reference.norm_forward(
+            x, bias, residual, weight, shift,
+            output=output, centre=centre, eps=eps, threshold=threshold, seed=seed, site=site,
+        )  # fmt: skip
+        return y, z if z is not x else x.new_empty(0), mean, rstd
+    y, z, mean, rstd = _empty_results(x, bias, residual, weight, shift, output, centre, eps, threshold, seed, site)
+    load(backend).norm_forward(
+        x.contiguous(), _packed(bias), _packed(residual), weight.contiguous(), _packed(shift), z, y, mean, rstd, eps,
+        threshold, seed, site, _blocks(backend, x),
+    )  # fmt: skip
+    return y, z, mean, rstd
+
+
+@_norm.register_fake
+def _empty_results(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    shift: Tensor | None,
+    output: torch.dtype,
+    centre: bool,
+    eps: float,
+    threshold: int,
+    seed: Tensor | None,
+    site: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    adds = bias is not None or residual is not None or threshold > 0
+    compute = torch.promote_types(x.dtype, torch.float32)
+    y = torch.empty_like(x, dtype=output, memory_format=torch.contiguous_format)
+    z = torch.empty_like(x, memory_format=torch.contiguous_format) if adds else x.new_empty(0)
+    mean = x.new_empty(x.shape[0] if centre else 0, dtype=compute)
+    return y, z, mean, x.new_empty(x.shape[0], dtype=compute)
+
+
+@torch.library.custom_op("kernels::norm_gradients", mutates_args=())
+def _norm_gradients(
+    dy: Tensor,
+    dz: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    threshold: int,
+    seed: Tensor | None,
+    site: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx [R, W], dresidual [R, W] (without elements where it is dx), and dweight, dshift and dbias [W]."""
+    backend = choose(NORM, z.device, width=z.shape[-1], types=(z.dtype, dy.dtype, weight.dtype))
+    if backend == "reference":
+        dx, dresidual, dweight, dshift, dbias = reference.norm_backward(
+            dy, dz, z, weight, mean, rstd, threshold=threshold, seed=seed, site=site
+        )
+        return dx, dresidual if threshold else dx.new_empty(0), dweight, dshift, dbias
+    dx, dresidual, dweight, dshift, dbias = _empty_gradients(dy, dz, z, weight, mean, rstd, threshold, seed, site)
+    partial = z.new_empty(_blocks(backend, z), 3, z.shape[-1], dtype=torch.float32)
+    load(backend).norm_backward(
+        dy.contiguous(), _packed(dz), z, weight.contiguous(), mean, rstd, dx, dresidual, dweight, dshift, dbias,
+        partial, threshold, seed, site,
+    )  # fmt: skip
+    return dx, dresidual, dweight, dshift, dbias
+
+
+@_norm_gradients.register_fake
+def _empty_gradients(
+    dy: Tensor,
+    dz: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    threshold: int,
+    seed: Tensor | None,
+    site: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(z, memory_format=torch.contiguous_format)
+    dresidual = torch.empty_like(dx) if threshold else z.new_empty(0)
+    dweight, dshift, dbias = (z.new_empty(z.shape[-1], dtype=rstd.dtype) for _ in range(3))
+    return dx, dresidual, dweight, dshift, dbias
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, bias, residual, weight, shift, _, _, _, threshold, seed, site = inputs
+    _, z, mean, rstd = output
+    adds = bias is not None or residual is not None or threshold > 0
+    ctx.save_for_backward(z if adds else x, weight, mean, rstd, seed)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.threshold, ctx.site = threshold, site
+    ctx.types = [None if p is None else p.dtype for p in (bias, weight, shift)]
+    ctx.has_residual, ctx.adds = residual is not None, adds
+
+
+def _backward(context: Any, dy: Tensor | None, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    z, weight, mean, rstd, seed = context.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(z)
+    dx, dresidual, dweight, dshift, dbias = _norm_gradients(
+        dy, dz if context.adds else None, z, weight, mean, rstd, context.threshold, seed, context.site
+    )
+    bias_type, weight_type, shift_type = context.types
+    return (
+        dx,
+        None if bias_type is None else dbias.to(bias_type),
+        None if not context.has_residual else (dresidual if context.threshold else dx.clone()),
+        dweight.to(weight_type),
+        None if shift_type is None else dshift.to(shift_type),
+        *[None] * 6,
+    )
+
+
+_norm.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def _packed(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _blocks(backend: str, x: Tensor) -> int:
+    """Blocks that the rows are dealt to: fixed for a device and a size, so that sums have the same bits every time."""
+    rows = max(1, x.shape[0])
+    if backend == "cpu":
+        return min(max(1, rows // CPU_BLOCK_ROWS), CPU_MAX_BLOCKS)
+    if backend == "emulator":
+        return min(rows, EMULATOR_BLOCKS)
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    return min(rows, BLOCKS_PER_PROCESSOR * processors)
+
+
+def dropout_add(
+    x: Tensor, residual: Tensor | None = None, *, dropout: float, seed: Tensor | None = None, site: int = 0
+) -> Tensor:
+    """residual + dropout(x), whose mask is drawn again in the backward pass and not stored.
+
+    Args:
+        x: [..., W] fp32, bf16 or fp16.
+        residual: like x.
+        dropout: probability, rounded to a multiple of 2^-16.
+        seed: of the mask, [1] int64 on the device of x (``kernels.philox.seed_tensor``).
+        site: number of this call in the model, so that no two calls share a mask.
+
+    Returns:
+        Like x.
+
+    Raises:
+        ValueError: if shapes, types, the probability or the seed do not fit.
+    """
+    _check_residual(x, residual)
+    threshold = checked_threshold(dropout, seed, x.device)
+    if not threshold:
+        return x if residual is None else x + residual
+    rows = x.reshape(-1, x.shape[-1])
+    return _dropout_add(rows, None if residual is None else residual.reshape(rows.shape), threshold, seed, site).view(
+        x.shape
+    )
+
+
+@torch.library.custom_op("kernels::dropout_add", mutates_args=())
+def _dropout_add(x: Tensor, residual: Tensor | None, threshold: int, seed: Tensor | None, site: int) -> Tensor:
+    """residual + dropout(x): [R, W]."""
+    backend = choose(DROPOUT_ADD, x.device, width=x.shape[-1], types=(x.dtype,))
+    if backend == "reference":
+        return reference.dropout_add(x, residual, threshold, seed, site)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    load(backend).dropout_add(
+        x.contiguous(), _packed(residual), out, threshold, seed, site, ADD_BLOCKS_PER_ROW_BLOCK * _blocks(backend, x)
+    )
+    return out
+
+
+@_dropout_add.register_fake
+def _empty_sum(x: Tensor, residual: Tensor | None, threshold: int, seed: Tensor | None, site: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep_mask_key(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, residual, ctx.threshold, seed, ctx.site = inputs
+    ctx.save_for_backward(seed)
+    ctx.has_residual = residual is not None
+
+
+def _dropout_add_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    (seed,) = ctx.saved_tensors
+    dx = _dropout_add(gradient, None, ctx.threshold, seed, ctx.site)
+    return dx, gradient if ctx.has_residual else None, None, None, None
+
+
+_dropout_add.register_autograd(_dropout_add_backward, setup_context=_keep_mask_key)
+
+
+class AddNorm(nn.Module):
+    """LayerNorm of residual + dropout(x + bias), with the parameter names of ``nn.LayerNorm``."""
+
+    def __init__(self, width: int, eps: float = 1e-5, dropout: float = 0.0, site: int = 0) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.eps, self.dropout, self.site = eps, dropout, site
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, bias: Tensor | None = None, seed: Tensor | None = None
+    ) -> Tensor:
+        """[..., W] to [..., W]; ``seed`` is that of the dropout mask, [1] int64."""
+        dropout = self.dropout if self.training else 0.0
+        return norm(
+            x, self.weight, self.bias, bias=bias, residual=residual, dropout=dropout, seed=seed, site=self.site,
+            eps=self.eps,
+        )[0]  # fmt: skip

@@ -1,0 +1,54 @@
+"""Drivers of the CUDA kernels as programs of their own, under the emulator: built in seconds, without torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from kernels import build
+
+DRIVERS = Path(__file__).with_name("drivers")
+OPERATIONS = sorted(path.stem for path in DRIVERS.glob("*.cpp"))
+SCHEDULES = ("0", "1", "7", "99", "12345")
+BARRIER = re.compile(r"__sync(?:threads|warp)\(\);")
+
+
+def compile_driver(operation: str, folder: Path, source: str | None = None, *flags: str) -> Path:
+    """Compile the kernels of an operation with their driver.
+
+    Args:
+        operation: the name of a file below csrc/cuda and of a driver.
+        folder: for the program.
+        source: CUDA source to compile in place of the file.
+        flags: of the compiler, more.
+    """
+    kernels = build.SOURCES / "cuda" / f"{operation}.cu"
+    changed = folder / f"{operation}.cu"
+    changed.write_text((source or kernels.read_text()).replace('"../common/', '"'))
+    common = (*build.emulator_flags(), *flags, f"-I{build.SOURCES / 'common'}", f"-I{DRIVERS}")
+    program = folder / operation
+    build.run_compiler(
+        [str(build.host_compiler()), *common, str(changed), str(DRIVERS / f"{operation}.cpp"), "-o", str(program)],
+        folder,
+    )
+    return program
+
+
+def run_driver(program: Path, schedule: str = "0") -> subprocess.CompletedProcess[str]:
+    """Run a driver under a schedule; its lines are in stdout."""
+    env = {**os.environ, "KERNELS_SCHEDULE": schedule, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([program], env=env, capture_output=True, text=True, check=False, timeout=200)
+
+
+def barriers(operation: str) -> list[int]:
+    """Numbers of the barriers in an operation's CUDA source."""
+    return list(range(len(BARRIER.findall((build.SOURCES / "cuda" / f"{operation}.cu").read_text()))))
+
+
+def without_barrier(operation: str, number: int, instead: str = "") -> str:
+    """The CUDA source of an operation whose barrier ``number`` is replaced."""
+    text = (build.SOURCES / "cuda" / f"{operation}.cu").read_text()
+    found = list(BARRIER.finditer(text))[number]
+    return text[: found.start()] + instead + text[found.end() :]

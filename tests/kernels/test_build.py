@@ -1,0 +1,162 @@
+"""Building the libraries: once, by any number of processes at a time, with messages; and what the compilers say."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import build
+
+REPOSITORY = Path(build.__file__).resolve().parent.parent
+MAX_REGISTERS = 224
+FUNCTIONS = ("kernels_norm_forward", "kernels_norm_backward")
+needs = {
+    name: pytest.mark.skipif(build.missing(name) is not None, reason=f"{name}: {build.missing(name)}")
+    for name in ("cpu", "cuda", "emulator")
+}
+TINY = '#include "api.h"\nextern "C" int answer() { return 42; }\n'
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sources of one small file, and an empty folder to build into."""
+    sources = tmp_path / "csrc"
+    shutil.copytree(build.SOURCES / "common", sources / "common")
+    (sources / "cpu").mkdir()
+    (sources / "cpu" / "tiny.cpp").write_text(TINY)
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setenv("KERNELS_BUILD_FOLDER", str(tmp_path / "built"))
+    monkeypatch.setattr(build, "library", tiny_library)
+    return sources
+
+
+def tiny_library(name: str) -> build.Library:
+    compiler = str(build.host_compiler())
+    command = build.Command("cpu/tiny.cpp", (compiler, "-fPIC", f"-I{build.SOURCES / 'common'}"))
+    return build.Library("cpu", ("common", "cpu"), (command,), (compiler, "-shared"))
+
+
+@needs["cpu"]
+def test_a_library_is_built_once_for_a_state_of_its_sources(tiny, capsys):
+    first = build.build("cpu")
+    assert ctypes.CDLL(str(first)).answer() == 42
+    made = first.stat().st_mtime_ns
+    assert build.build("cpu") == first and first.stat().st_mtime_ns == made
+    assert capsys.readouterr().err.count("building the cpu library") == 1
+    (tiny / "cpu" / "tiny.cpp").write_text(TINY.replace("42", "43"))
+    second = build.build("cpu")
+    assert second != first and first.is_file() and ctypes.CDLL(str(second)).answer() == 43
+    header = tiny / "common" / "api.h"
+    header.write_text(header.read_text() + "\n")
+    assert build.build("cpu") not in (first, second)
+
+
+@needs["cpu"]
+def test_what_a_compiler_refuses_is_shown_and_leaves_nothing(tiny, tmp_path):
+    (tiny / "cpu" / "tiny.cpp").write_text("int broken(")
+    with pytest.raises(build.BuildError, match=r"tiny\.cpp.*\n?[\s\S]*error"):
+        build.build("cpu")
+    assert sorted(path.name for path in (tmp_path / "built").iterdir()) == [".cpu.lock", "objects"]
+
+
+@needs["cpu"]
+def test_a_lock_that_a_killed_build_left_holds_nobody(tiny, tmp_path):
+    (tmp_path / "built" / ".cpu-half").mkdir(parents=True)
+    (tmp_path / "built" / ".cpu.lock").touch()
+    assert build.build("cpu").is_file()
+
+
+@needs["cpu"]
+def test_a_folder_that_cannot_be_written_is_passed_over(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(build, "folders", lambda: [tmp_path / "file" / "below", tmp_path / "good"])
+    assert build.build("cpu").is_relative_to(tmp_path / "good")
+    monkeypatch.setattr(build, "folders", lambda: [tmp_path / "file" / "below"])
+    with pytest.raises(build.BuildError, match="can be written; set KERNELS_BUILD_FOLDER"):
+        build.build("cpu")
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(build, "host_compiler", lambda: None)
+    with pytest.raises(
+        build.BuildError, match=r"cpu cannot be built: there is no C\+\+ compiler \(apt-get install g\+\+"
+    ):
+        build.library("cpu")
+    monkeypatch.undo()
+    monkeypatch.setattr(build, "cuda_compiler", lambda: None)
+    with pytest.raises(build.BuildError, match="cuda cannot be built: there is no nvcc"):
+        build.library("cuda")
+    monkeypatch.setattr(build, "cuda_include", lambda: None)
+    with pytest.raises(build.BuildError, match="emulator cannot be built: there are no CUDA headers"):
+        build.library("emulator")
+
+
+@needs["emulator"]
+def test_processes_that_start_together_build_once(tmp_path):
+    env = {**os.environ, "KERNELS_BUILD_FOLDER": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "kernels", "--build", "emulator"]
+    started = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], outputs
+    assert "".join(err for _, err in outputs).count("building the emulator library") == 1
+    assert len({out for out, _ in outputs}) == 1
+    assert [path.name[0] for path in tmp_path.iterdir() if path.name not in (".emulator.lock", "objects")] == ["e"]
+
+
+@needs["cuda"]
+def test_cuda_library_loads_without_a_gpu_and_has_its_functions():
+    library = ctypes.CDLL(str(build.build("cuda")), mode=os.RTLD_LAZY)
+    for name in FUNCTIONS:
+        assert getattr(library, name)
+
+
+@needs["cuda"]
+def test_cuda_library_asks_of_torch_only_what_is_stable():
+    asked = undefined(build.build("cuda"))
+    torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    given = subprocess.run(["nm", "-D", "--defined-only", torch_cpu], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1].partition("@")[0] for line in given.splitlines()}
+    of_torch = {name for name in asked if re.match(r"(aoti_)?torch", name)}
+    assert of_torch - names == {"aoti_torch_get_current_cuda_stream"}  # which torch's CUDA library has
+    assert of_torch and not [name for name in asked if name.startswith(("_ZN2at", "_ZN3c10"))]
+
+
+def undefined(library: Path) -> set[str]:
+    out = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
+    return {line.split()[-1].partition("@")[0] for line in out.splitlines()}
+
+
+@needs["cuda"]
+def test_kernels_spill_nothing_and_keep_to_their_registers():
+    log = (build.build("cuda").parent / "build.log").read_text()
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert len(spills) >= 70 and set(spills) == {("0", "0")}
+    assert max(int(count) for count in re.findall(r"Used (\d+) registers", log)) <= MAX_REGISTERS
+
+
+@needs["cpu"]
+@pytest.mark.parametrize("level", build.CPU_LEVELS)
+def test_levels_of_instructions_are_chosen_at_run_time(level):
+    script = (
+        "import ctypes, kernels.build; library = ctypes.CDLL(str(kernels.build.build('cpu')));"
+        "print(f'v{library.kernels_cpu_level()}')"
+    )
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "KERNELS_CPU_LEVEL": level}
+    script = "import torch; " + script
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    available = {
+        "v2",
+        *(["v3"] if torch.cpu._is_avx2_supported() else []),
+        *(["v4"] if torch.cpu._is_avx512_supported() else []),
+    }
+    assert done.stdout.strip() == (level if level in available or level == "generic" else max(available))
