@@ -24,6 +24,7 @@ from kernels import build
 BACKENDS = ("auto", "reference", "cpu", "cuda", "emulator", "apex")
 DEVICE_OF = {"cpu": "cpu", "emulator": "cpu", "cuda": "cuda", "apex": "cuda"}
 MEASURED = Path(__file__).resolve().parent / "measured.json"
+ABOUT_AS_FAST, HALF_THE_MEMORY = 0.9, 0.5
 _log = logging.getLogger("kernels")
 
 
@@ -61,6 +62,14 @@ def choose(operation: Operation, device: torch.device, **sizes: Any) -> str:
     if why and (backend, requested()) != ("reference", "reference"):
         _say_once(f"{why}; torch's own operators run")
     return backend
+
+
+def is_wanted(operation: Operation, device: torch.device) -> bool:
+    """Whether a model should call an operation rather than torch's own: one is forced, or one was measured ahead.
+
+    The reference keeps our contract (its dropout masks are those of the kernels), and is slower than torch's own.
+    """
+    return requested() != "auto" or explain(operation, device)[0] != "reference"
 
 
 def explain(operation: Operation, device: torch.device) -> tuple[str, str]:
@@ -119,15 +128,20 @@ def load(name: str) -> ModuleType:
 
 
 def is_ahead(operation: str, backend: str) -> bool:
-    """Whether a backend was measured ahead of torch on this device; without a measurement it counts as behind."""
+    """Whether a backend was measured ahead of torch on this device; without a measurement it counts as behind.
+
+    Ahead is: faster, or about as fast in half the memory.
+    """
     device = torch.cuda.get_device_name() if backend in ("cuda", "apex") else "cpu"
-    return operation in measured().get(device, ())
+    gain = measured().get(device, {}).get(operation, {})
+    speed = gain.get("speed", 0.0)
+    return speed > 1.0 or (speed >= ABOUT_AS_FAST and gain.get("memory", 1.0) <= HALF_THE_MEMORY)
 
 
 @cache
-def measured() -> dict[str, list[str]]:
-    """Operations whose kernels were ahead, by device."""
-    table: dict[str, list[str]] = json.loads(MEASURED.read_text(encoding="utf-8"))
+def measured() -> dict[str, dict[str, dict[str, float]]]:
+    """By device and operation: how many times as fast as torch's own (speed), and in what share of memory (memory)."""
+    table: dict[str, dict[str, dict[str, float]]] = json.loads(MEASURED.read_text(encoding="utf-8"))
     return table
 
 
