@@ -127,8 +127,8 @@ def test_cuda_library_asks_of_torch_only_what_is_stable():
     given = subprocess.run(["nm", "-D", "--defined-only", torch_cpu], capture_output=True, text=True, check=True).stdout
     names = {line.split()[-1].partition("@")[0] for line in given.splitlines()}
     of_torch = {name for name in asked if re.match(r"(aoti_)?torch", name)}
-    assert of_torch - names == {"aoti_torch_get_current_cuda_stream"}  # which torch's CUDA library has
-    assert of_torch and not [name for name in asked if name.startswith(("_ZN2at", "_ZN3c10"))]
+    assert of_torch and of_torch <= names  # of its CUDA library nothing: a function there is looked up when it is needed
+    assert not [name for name in asked if name.startswith(("_ZN2at", "_ZN3c10"))]
 
 
 def undefined(library: Path) -> set[str]:

@@ -21,7 +21,7 @@
 #else
 #define KERNELS_NAMESPACE kernels_cuda
 #define KERNELS_KEY CUDA
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#include <dlfcn.h>
 #endif
 
 namespace kernels {
@@ -74,12 +74,27 @@ inline int64_t grain_of(int64_t width) { return std::max<int64_t>(1, kGrainEleme
 
 #else
 
+#if !defined(KERNELS_EMULATOR)
+
+using CurrentStream = AOTITorchError (*)(int32_t device_index, void** stream);
+
+// torch's function for it, of a library that Python loaded for itself alone and that a torch for CPUs does not have: it
+// can be no dependency of ours.
+inline CurrentStream current_stream_of_torch() {
+  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return nullptr;
+  return reinterpret_cast<CurrentStream>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+}
+
+#endif
+
 // The stream to launch on.
 inline void* stream_of([[maybe_unused]] const Tensor& tensor) {
   void* stream = nullptr;
 #if !defined(KERNELS_EMULATOR)
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
-                  "kernels: no current CUDA stream");
+  static const CurrentStream current = current_stream_of_torch();
+  STD_TORCH_CHECK(current != nullptr && current(tensor.get_device_index(), &stream) == 0,
+                  "kernels: torch has no current CUDA stream");
 #endif
   return stream;
 }
