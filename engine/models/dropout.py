@@ -1,15 +1,49 @@
-"""Dropout by torch's default generator, in a quarter of its CPU draws."""
+"""Dropout: by our kernels with masks that are drawn again in the backward pass, else by torch's generator."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from kernels import norm as kernels
+from kernels.dispatch import Operation, is_wanted
+
 LEVELS = 1 << 16
 
 
+def uses_kernel(operation: Operation, device: torch.device) -> bool:
+    """Whether a model calls one of our operations on a device; torch.compile takes the answer for a constant."""
+    return is_wanted(operation, device)
+
+
+torch.compiler.assume_constant_result(uses_kernel)
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """The seed of all masks of a forward pass, [1] int64; drawn on the CPU, so that it is the same on any device."""
+    return torch.empty(1, dtype=torch.int64).random_().to(device, non_blocking=True)
+
+
+def dropout_add(
+    branch: Tensor, residual: Tensor, probability: float, training: bool, seed: Tensor | None, site: int
+) -> Tensor:
+    """residual + dropout(branch).
+
+    Args:
+        branch: [N, D], floating dtype, on any device.
+        residual: like it.
+        probability: in [0, 1).
+        training: False drops nothing.
+        seed: of ``draw_seed``, where something is dropped.
+        site: number of the call in the model.
+    """
+    if uses_kernel(kernels.DROPOUT_ADD, branch.device):
+        return kernels.dropout_add(branch, residual, dropout=probability if training else 0.0, seed=seed, site=site)
+    return residual + dropout(branch, probability, training)
+
+
 def dropout(hidden: Tensor, probability: float, training: bool) -> Tensor:
-    """Zero elements with a probability and scale the rest so that the expectation stays.
+    """Zero elements with a probability, by torch's generator, and scale the rest so that the expectation stays.
 
     torch's CPU dropout draws one number for each element, in one thread: with its backward pass it took three times as
     long as this, which cuts each 64-bit draw into four 16-bit ones (measured in bf16 at [1153, 512] on 2 threads). The

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from engine.models.dropout import dropout, uses_kernel
+from kernels.norm import NORM, norm
+
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -43,8 +46,47 @@ class LayerNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise the last dimension: [..., D] to the same shape and dtype."""
         weight, bias = self.weight, self.bias
+        if uses_kernel(NORM, hidden.device):
+            return norm(hidden, weight, bias, eps=self.eps)[0]
         if hidden.device.type == "cpu" and hidden.dtype in (torch.bfloat16, torch.float16):
             # The CUDA kernel keeps its sums in fp32; the CPU kernel's gradients of weight and bias are 13 % off.
             normed = F.layer_norm(hidden.float(), weight.shape, weight.float(), bias.float(), self.eps)
             return normed.to(hidden.dtype)
         return F.layer_norm(hidden, weight.shape, weight, bias, self.eps)
+
+
+class AddNorm(LayerNorm):
+    """The end of a branch: dropout, the sum with the residual stream, and a norm of that."""
+
+    def __init__(self, size: int, eps: float, dropout: float) -> None:
+        super().__init__(size, eps)
+        self.dropout = dropout
+
+    def forward(  # type: ignore[override]
+        self, branch: Tensor, residual: Tensor, seed: Tensor | None, site: int
+    ) -> tuple[Tensor, Tensor]:
+        """Add a branch to the residual stream.
+
+        Args:
+            branch: [N, D].
+            residual: like it.
+            seed: of the dropout mask, [1] int64, where something is dropped.
+            site: number of the call in the model.
+
+        Returns:
+            The norm of the sum and the sum, like the branch.
+        """
+        if uses_kernel(NORM, branch.device):
+            probability = self.dropout if self.training else 0.0
+            return norm(
+                branch,
+                self.weight,
+                self.bias,
+                residual=residual,
+                dropout=probability,
+                seed=seed,
+                site=site,
+                eps=self.eps,
+            )
+        total = residual + dropout(branch, self.dropout, self.training)
+        return super().forward(total), total

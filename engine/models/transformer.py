@@ -7,10 +7,12 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.config.arch import ArchConfig
 from engine.models.attention import Attention
-from engine.models.dropout import dropout
+from engine.models.dropout import draw_seed, dropout_add
 from engine.models.embeddings import Embeddings
-from engine.models.layers import ACTIVATION_FUNCTIONS, LayerNorm, Linear
+from engine.models.layers import ACTIVATION_FUNCTIONS, AddNorm, LayerNorm, Linear
 from engine.models.layout import PackedLayout
+
+SITES_OF_A_LAYER = 2  # calls of dropout, each with masks of its own
 
 # N tokens in the packed batch, D hidden_size, I intermediate_size
 
@@ -31,6 +33,7 @@ class Transformer(nn.Module):
         self.embeddings = Embeddings(arch)
         self.layers = nn.ModuleList(Layer(arch) for _ in range(arch.num_layers))
         self.final_norm = LayerNorm(arch.hidden_size, arch.norm_eps) if arch.norm_position == "pre" else None
+        self.dropout = arch.hidden_dropout
         self.checkpoint_layers = False
 
     def forward(self, tokens: Tensor, positions: Tensor, segments: Tensor | None, layout: PackedLayout) -> Tensor:
@@ -45,12 +48,14 @@ class Transformer(nn.Module):
         Returns:
             [N, D], the dtype of the weights.
         """
+        seed = draw_seed(tokens.device) if self.training and self.dropout else None
         hidden = self.embeddings(tokens, positions, segments)  # [N, D]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            site = 1 + SITES_OF_A_LAYER * index  # 0 is that of the embeddings
             if self.checkpoint_layers and self.training:
-                hidden = checkpoint(layer, hidden, layout, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, layout, seed, site, use_reentrant=False)
             else:
-                hidden = layer(hidden, layout)
+                hidden = layer(hidden, layout, seed, site)
         return hidden if self.final_norm is None else self.final_norm(hidden)
 
 
@@ -61,22 +66,35 @@ class Layer(nn.Module):
         super().__init__()
         self.pre_norm = arch.norm_position == "pre"
         self.attention = Attention(arch)
-        self.attention_norm = LayerNorm(arch.hidden_size, arch.norm_eps)
+        self.attention_norm = LayerNorm(arch.hidden_size, arch.norm_eps) if self.pre_norm else add_norm(arch)
         self.mlp = MLP(arch)
-        self.mlp_norm = LayerNorm(arch.hidden_size, arch.norm_eps)
+        self.mlp_norm = add_norm(arch)
         self.dropout = arch.hidden_dropout
 
-    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
-        """[N, D] to [N, D]."""
-        if self.pre_norm:
-            hidden = hidden + self.drop(self.attention(self.attention_norm(hidden), layout))
-            return hidden + self.drop(self.mlp(self.mlp_norm(hidden)))
-        hidden = self.attention_norm(hidden + self.drop(self.attention(hidden, layout)))
-        return self.mlp_norm(hidden + self.drop(self.mlp(hidden)))
+    def forward(self, hidden: Tensor, layout: PackedLayout, seed: Tensor | None = None, site: int = 1) -> Tensor:
+        """Go through the layer.
 
-    def drop(self, hidden: Tensor) -> Tensor:
-        """Dropout on the way into a residual sum."""
-        return dropout(hidden, self.dropout, self.training)
+        Args:
+            hidden: [N, D].
+            layout: sequence boundaries.
+            seed: of dropout masks, [1] int64, where something is dropped.
+            site: number of the layer's first dropout in the model.
+
+        Returns:
+            [N, D], same dtype.
+        """
+        if self.pre_norm:
+            branch = self.attention(self.attention_norm(hidden), layout)
+            normed, hidden = self.mlp_norm(branch, hidden, seed, site)
+            return dropout_add(self.mlp(normed), hidden, self.dropout, self.training, seed, site + 1)
+        hidden, _ = self.attention_norm(self.attention(hidden, layout), hidden, seed, site)
+        hidden, _ = self.mlp_norm(self.mlp(hidden), hidden, seed, site + 1)
+        return hidden
+
+
+def add_norm(arch: ArchConfig) -> AddNorm:
+    """The norm at the end of a branch."""
+    return AddNorm(arch.hidden_size, arch.norm_eps, arch.hidden_dropout)
 
 
 class MLP(nn.Module):

@@ -1,4 +1,4 @@
-"""The layer norm against float64."""
+"""Norms, alone and after a residual sum, against float64, by our kernels and by torch's own operators."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from engine.models.layers import ACTIVATION_FUNCTIONS, Embedding, LayerNorm, Linear
+from engine.models import dropout as dropout_module
+from engine.models.dropout import draw_seed, dropout_add
+from engine.models.layers import ACTIVATION_FUNCTIONS, AddNorm, Embedding, LayerNorm, Linear
+from kernels.philox import keep_mask, keep_scale, threshold_of
 
 ROWS, SIZE = 1531, 251
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of a model: with our operations, and without."""
+    monkeypatch.setattr(dropout_module, "is_wanted", lambda *_: request.param == "kernels")
+    return str(request.param)
 
 
 def norm_and_gradients(norm: LayerNorm, hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -23,7 +33,7 @@ def norm_and_gradients(norm: LayerNorm, hidden: Tensor, gradient: Tensor) -> tup
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-3), (torch.float16, 1e-3), (torch.float32, 2e-6)])
-def test_layer_norm_equals_float64_forward_and_backward(dtype: torch.dtype, tolerance: float) -> None:
+def test_layer_norm_equals_float64_forward_and_backward(dtype: torch.dtype, tolerance: float, operators: str) -> None:
     generator = torch.Generator().manual_seed(3)
     hidden = (2 * torch.randn(ROWS, SIZE, generator=generator) + 0.5).to(dtype)
     gradient = torch.randn(ROWS, SIZE, generator=generator).to(dtype)
@@ -44,12 +54,46 @@ def test_layer_norm_equals_float64_forward_and_backward(dtype: torch.dtype, tole
         assert (tensor.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_layer_norm_copies_nothing_in_fp32() -> None:
-    hidden = torch.randn(7, 12, requires_grad=True)
-    output = LayerNorm(12, 1e-5)(hidden)
-    assert output.grad_fn is not None
-    assert output.grad_fn.name() == "NativeLayerNormBackward0"
-    assert output.grad_fn.next_functions[0][0].name().endswith("AccumulateGrad")
+def test_layer_norm_keeps_its_input_and_two_numbers_a_row(operators: str) -> None:
+    hidden, norm = torch.randn(7, 12, requires_grad=True), LayerNorm(12, 1e-5)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        norm(hidden)
+    given = {tensor.data_ptr(): tensor.numel() for tensor in (hidden, norm.weight, norm.bias)}
+    assert sorted(size for place, size in kept.items() if place not in given) == [7, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_add_norm_gives_the_norm_and_the_sum(dtype: torch.dtype, training: bool, operators: str) -> None:
+    branch, residual = (1 + torch.rand(2, 40, 64)).to(dtype).unbind()
+    norm, seed = AddNorm(64, 1e-5, 0.25).to(dtype).train(training), draw_seed(branch.device)
+    torch.manual_seed(3)
+    normed, total = norm(branch, residual, seed, 5)
+    assert normed.dtype == total.dtype == dtype
+    difference = (total - residual).double() / branch.double()
+    kept = difference.abs() > 0.5
+    if operators == "kernels" and training:
+        assert torch.equal(kept, keep_mask(seed, 5, 40, 64, threshold_of(0.25)))
+    assert kept.double().mean().item() == (pytest.approx(0.75, abs=0.03) if training else 1.0)
+    expected = residual.double() + branch.double() * kept * (keep_scale(threshold_of(0.25)) if training else 1.0)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(total.double(), expected, atol=tolerance, rtol=tolerance)
+    centred = F.layer_norm(total.double(), (64,), eps=1e-5)
+    torch.testing.assert_close(normed.double(), centred, atol=tolerance, rtol=tolerance)
+
+
+def test_sum_after_dropout_drops_with_the_mask_of_its_site(operators: str) -> None:
+    branch, residual, seed = torch.ones(64, 64), torch.zeros(64, 64), draw_seed(torch.device("cpu"))
+    first, second = (dropout_add(branch, residual, 0.5, True, seed, site) for site in (1, 2))
+    assert not torch.equal(first, second)
+    assert float((first != 0).double().mean()) == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(dropout_add(branch, residual, 0.5, False, None, 1), branch)
 
 
 def test_layers_are_zero_and_draw_no_random_numbers() -> None:
