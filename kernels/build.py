@@ -2,7 +2,8 @@
 
 A library's folder is named by a digest of its sources, flags and compilers, so what is there fits; so are the object
 files that it is linked from. Both are made under another name and renamed when they are whole; a file lock, which goes
-with its process, keeps ranks that start together from doing the same work. Of torch only the headers and libraries are
+with its process, keeps ranks that start together from doing the same work, and is not waited for without end: who
+builds without it only does work twice. Of torch only the headers and libraries are
 needed, not its Python: its ABI is the stable one.
 """
 
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,10 +32,13 @@ TORCH_ABI = "0x020b000000000000"  # the oldest torch that a build serves: 2.11
 CPU_LEVELS = ("v2", "v3", "v4") if platform.machine() == "x86_64" else ("generic",)
 CUDA_ARCHITECTURES = ("80", "90")  # and PTX of the last, for what comes later
 CUDA_FLAGS = (
-    "-std=c++17", "-O3", "--Werror", "all-warnings", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden",
+    "-std=c++17", "-O3", "-lineinfo", "--Werror", "all-warnings", "-Xptxas", "-v",
+    "-Xcompiler", "-fPIC,-fvisibility=hidden",
 )  # fmt: skip
 HOST_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 BUILT = "built"  # a folder of the package that an installation fills
+FOR_RUNS = ("cpu", "cuda")  # the emulator is for tests
+LOCK_SECONDS = 180.0  # several times what a build takes
 
 
 class BuildError(RuntimeError):
@@ -248,33 +253,78 @@ def build(name: str) -> Path:
     """The library, compiled where it is not there yet; the first of ``folders`` that can be written takes it.
 
     Raises:
-        BuildError: with what the compiler said.
+        BuildError: with what the compiler complained of first, and the file with all that it said.
     """
     if found := find(name):
         return found
     wanted = library(name)
     for folder in folders():
         with contextlib.suppress(PermissionError), _only_one(folder, name):
-            return find(name) or _build_into(folder / f"{name}-{digest(wanted)}", wanted)
+            if found := find(name):
+                return found
+            try:
+                built = _build_into(folder / f"{name}-{digest(wanted)}", wanted)
+            except BuildError as error:
+                raise _shortened(error, folder / f"{name}.failed.log") from error
+            (folder / f"{name}.failed.log").unlink(missing_ok=True)
+            return built
     raise BuildError(f"kernels: none of {', '.join(map(str, folders()))} can be written; set KERNELS_BUILD_FOLDER")
+
+
+def _shortened(error: BuildError, log: Path) -> BuildError:
+    """The first complaint of a compiler, whose whole text goes to a file."""
+    log.write_text(str(error), encoding="utf-8")
+    lines = str(error).splitlines()
+    first = next((line for line in lines if "error" in line.lower()), lines[-1])
+    return BuildError(
+        f"the {log.name.partition('.')[0]} library could not be built: {first.strip()} (all of it: {log})"
+    )
+
+
+def failure(name: str) -> str | None:
+    """Where the complaints of a build that failed are; None where none did."""
+    logs = [folder / f"{name}.failed.log" for folder in folders()]
+    return next((f"could not be built: {log}" for log in logs if log.is_file()), None)
 
 
 @contextlib.contextmanager
 def _only_one(folder: Path, name: str) -> Iterator[None]:
-    """Keep other processes from building the same; the lock goes with the process, so none is ever stale."""
+    """Keep other processes from building the same, for as long as one builds; the lock goes with its process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / f".{name}.lock").open("w")
     except OSError as error:
         raise PermissionError(*error.args) from error
     with file:
-        with contextlib.suppress(OSError):  # where there are no locks, ranks build twice, and a rename decides
-            fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file.fileno(), name)
         yield
 
 
+def _lock(file: int, name: str) -> None:
+    """Wait for a lock; without it, after ``LOCK_SECONDS`` or where there are no locks, ranks build alike, twice."""
+    end, said = time.monotonic() + LOCK_SECONDS, False
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return None
+        if time.monotonic() > end:
+            _say(f"another process builds the {name} library for {LOCK_SECONDS:.0f} s already; it is built here too")
+            return None
+        if not said:
+            _say(f"waiting for another process, which builds the {name} library")
+        said = True
+        time.sleep(0.1)
+
+
+def _say(text: str) -> None:
+    print(f"kernels: {text}", file=sys.stderr, flush=True)
+
+
 def _build_into(folder: Path, wanted: Library) -> Path:
-    print(f"kernels: building the {wanted.name} library, once", file=sys.stderr, flush=True)
+    _say(f"building the {wanted.name} library, once")
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

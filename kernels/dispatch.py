@@ -1,14 +1,16 @@
 """Which backend an operation runs on: chosen for each device and size, logged once, forced by ``KERNELS_BACKEND``.
 
-auto takes the CPU's or GPU's own kernels where they are built, take the sizes, and were measured ahead of torch on this
-device (``measured.json``); else torch's operators (reference). A forced backend that is missing is an error; sizes that
-it does not take go to the reference, which is said once.
+auto takes, of a device's own kernels and NVIDIA's apex, the first that is there, takes the sizes and was measured ahead
+of torch on this device (``measured.json``; an apex without a measurement counts as ahead: somebody built it); else the
+reference. A forced backend that is missing is an error; sizes that it does not take go to the reference, which is said
+once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,9 +21,10 @@ from typing import Any
 
 import torch
 
-from kernels import build
+from kernels import apex, build
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", "emulator", "apex")
+IN_TURN = {"cpu": ("cpu",), "cuda": ("cuda", "apex")}  # what auto tries on a device, before the reference
 DEVICE_OF = {"cpu": "cpu", "emulator": "cpu", "cuda": "cuda", "apex": "cuda"}
 MEASURED = Path(__file__).resolve().parent / "measured.json"
 ABOUT_AS_FAST, HALF_THE_MEMORY = 0.9, 0.5
@@ -56,12 +59,17 @@ def choose(operation: Operation, device: torch.device, **sizes: Any) -> str:
     Raises:
         BackendError: if ``KERNELS_BACKEND`` names one that is unknown, missing, or for another device.
     """
-    backend, why = explain(operation, device)
-    if backend != "reference" and (reason := operation.limits[backend](**sizes)):
-        backend, why = "reference", f"{operation.name} on {backend}: {reason}"
-    if why and (backend, requested()) != ("reference", "reference"):
-        _say_once(f"{why}; torch's own operators run")
-    return backend
+    names, reasons = candidates(operation, device)
+    for name in names:
+        reason = operation.limits[name](**sizes)
+        if reason is None:
+            break
+        reasons.append(f"{operation.name} on {name}: {reason}")
+    else:
+        name = "reference"
+    if reasons and requested() != "reference" and (name == "reference" or names[0] != name):
+        _say_once(f"{'; '.join(reasons)}; {'torch operators' if name == 'reference' else name} run")
+    return name
 
 
 def is_wanted(operation: Operation, device: torch.device) -> bool:
@@ -73,26 +81,44 @@ def is_wanted(operation: Operation, device: torch.device) -> bool:
 
 
 def explain(operation: Operation, device: torch.device) -> tuple[str, str]:
-    """The backend of an operation on a device, for sizes that it takes; and why it is not the device's own.
+    """The backend of an operation on a device, for sizes that it takes; and why it is not an earlier one.
+
+    Raises:
+        BackendError: as ``choose``.
+    """
+    names, reasons = candidates(operation, device)
+    return names[0] if names else "reference", "; ".join(reasons)
+
+
+def candidates(operation: Operation, device: torch.device) -> tuple[list[str], list[str]]:
+    """The backends to try in turn before the reference, and why others are not among them.
 
     Raises:
         BackendError: as ``choose``.
     """
     asked = requested()
-    name = device.type if asked == "auto" else asked
-    if name == "reference":
-        return name, "KERNELS_BACKEND asks for it"
-    if name not in operation.limits:
-        return "reference", f"{name} has no {operation.name}"
-    if reason := unavailable(name):
-        if asked != "auto":
-            raise BackendError(f"KERNELS_BACKEND is {asked}, but {reason}; unset it, or mend that")
-        return "reference", f"{name}: {reason}"
-    if asked != "auto" and DEVICE_OF[name] != device.type:
+    if asked == "auto":
+        found = {name: why_not(operation, name) for name in IN_TURN.get(device.type, ())}
+        names = [name for name, reason in found.items() if reason is None]
+        return sorted(names, key=lambda name: -speed(operation.name, name)), [why for why in found.values() if why]
+    if asked == "reference":
+        return [], ["KERNELS_BACKEND asks for it"]
+    if reason := unavailable(asked):
+        raise BackendError(f"KERNELS_BACKEND is {asked}, {reason}; or unset KERNELS_BACKEND")
+    if DEVICE_OF[asked] != device.type:
         raise BackendError(f"KERNELS_BACKEND is {asked}, which does not run on {device.type} tensors; unset it")
-    if asked == "auto" and not is_ahead(operation.name, name):
-        return "reference", f"{operation.name} was not measured ahead of torch on this {name} device (measured.json)"
-    return name, ""
+    return ([asked], []) if asked in operation.limits else ([], [f"{asked} has no {operation.name}"])
+
+
+def why_not(operation: Operation, name: str) -> str | None:
+    """Why auto does not take a backend for an operation; None where it does."""
+    if name not in operation.limits:
+        return f"{name} has no {operation.name}"
+    if reason := unavailable(name):
+        return f"{name}, {reason}"
+    if not is_ahead(operation.name, name):
+        return f"{name} was not measured ahead of torch on {device_name(name)} (measured.json)"
+    return None
 
 
 def requested() -> str:
@@ -109,13 +135,18 @@ def requested() -> str:
 
 @cache
 def unavailable(name: str) -> str | None:
-    """Why a backend does not run on this machine; None where it does. Builds its library where that is missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA device"
+    """Why a backend does not run on this machine, as the end of a sentence about it; None where it does.
+
+    Builds its library where that is missing.
+    """
+    if DEVICE_OF[name] == "cuda" and not torch.cuda.is_available():
+        return "but torch sees no CUDA device"
+    if name == "apex":
+        return apex.norms_missing()
     try:
         load(name)
     except (build.BuildError, OSError) as error:
-        return str(error)
+        return f"but {error}"
     return None
 
 
@@ -128,19 +159,33 @@ def load(name: str) -> ModuleType:
 
 
 def is_ahead(operation: str, backend: str) -> bool:
-    """Whether a backend was measured ahead of torch on this device; without a measurement it counts as behind.
+    """Whether a backend was measured ahead of torch on this device; without a measurement only apex counts as ahead."""
+    gain = measured().get(device_name(backend), {}).get(operation, {})
+    if backend == "apex":
+        return gain.get("apex", math.inf) > 1.0
+    return is_gain(gain)
 
-    Ahead is: faster, or about as fast in half the memory.
-    """
-    device = torch.cuda.get_device_name() if backend in ("cuda", "apex") else "cpu"
-    gain = measured().get(device, {}).get(operation, {})
-    speed = gain.get("speed", 0.0)
-    return speed > 1.0 or (speed >= ABOUT_AS_FAST and gain.get("memory", 1.0) <= HALF_THE_MEMORY)
+
+def is_gain(gain: Mapping[str, float]) -> bool:
+    """Whether a measurement has our kernels ahead of torch: faster, or about as fast in half the memory."""
+    return gain.get("speed", 0.0) > (ABOUT_AS_FAST if gain.get("memory", 1.0) <= HALF_THE_MEMORY else 1.0)
+
+
+def speed(operation: str, backend: str) -> float:
+    """How many times as fast as torch's own a backend was measured on this device; 0 where it was not."""
+    gain = measured().get(device_name(backend), {}).get(operation, {})
+    return gain.get("apex" if backend == "apex" else "speed", 0.0)
+
+
+def device_name(backend: str) -> str:
+    """The device of a backend by the name that ``measured.json`` has for it."""
+    return torch.cuda.get_device_name() if DEVICE_OF[backend] == "cuda" else "cpu"
 
 
 @cache
 def measured() -> dict[str, dict[str, dict[str, float]]]:
-    """By device and operation: how many times as fast as torch's own (speed), and in what share of memory (memory)."""
+    """By device and operation: how many times as fast as torch's own ours is (speed), in what share of its memory
+    (memory), and how many times as fast as torch's apex is (apex)."""
     table: dict[str, dict[str, dict[str, float]]] = json.loads(MEASURED.read_text(encoding="utf-8"))
     return table
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels import apex
 from kernels.dispatch import Operation, choose, load
 from kernels.philox import checked_threshold
 from kernels.reference import norm as reference
@@ -35,7 +36,7 @@ def _pack_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
     return f"width {width} is no multiple of {CUDA_PACK}" if width % CUDA_PACK else _cpu_limit(width, types)
 
 
-NORM = Operation("norm", {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit})
+NORM = Operation("norm", {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit, "apex": apex.norm_limit})
 DROPOUT_ADD = Operation("dropout_add", {"cpu": _cpu_limit, "cuda": _pack_limit, "emulator": _pack_limit})
 
 
@@ -131,6 +132,11 @@ def _norm(
             output=output, centre=centre, eps=eps, threshold=threshold, seed=seed, site=site,
         )  # fmt: skip
         return y, z if z is not x else x.new_empty(0), mean, rstd
+    if backend == "apex":
+        z = reference.add(x, bias, residual, threshold, seed, site).contiguous()
+        y, mean, rstd = apex.norm_forward(z, weight.contiguous(), _packed(shift), centre, eps)
+        adds = bias is not None or residual is not None or threshold > 0
+        return y, z if adds else x.new_empty(0), mean, rstd
     y, z, mean, rstd = _empty_results(x, bias, residual, weight, shift, output, centre, eps, threshold, seed, site)
     load(backend).norm_forward(
         x.contiguous(), _packed(bias), _packed(residual), weight.contiguous(), _packed(shift), z, y, mean, rstd, eps,
@@ -179,6 +185,10 @@ def _norm_gradients(
         dx, dresidual, dweight, dshift, dbias = reference.norm_backward(
             dy, dz, z, weight, mean, rstd, threshold=threshold, seed=seed, site=site
         )
+        return dx, dresidual if threshold else dx.new_empty(0), dweight, dshift, dbias
+    if backend == "apex":
+        total, dweight, dshift = apex.norm_backward(dy.contiguous(), z.contiguous(), weight.contiguous(), mean, rstd)
+        dx, dresidual, dbias = reference.add_backward(total, dz, threshold, seed, site)
         return dx, dresidual if threshold else dx.new_empty(0), dweight, dshift, dbias
     dx, dresidual, dweight, dshift, dbias = _empty_gradients(dy, dz, z, weight, mean, rstd, threshold, seed, site)
     partial = z.new_empty(_blocks(backend, z), 3, z.shape[-1], dtype=torch.float32)

@@ -25,7 +25,7 @@ FORWARDED_NAMES = (
 )  # fmt: skip
 # DeepSpeed forwards these itself, with its own quoting; what stands in the file replaces it.
 BY_DEEPSPEED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
-FORWARDED_PREFIXES = (*BY_DEEPSPEED, "TORCH_NCCL_", "GLOO_", "OMP_", "MKL_", "KMP_")
+FORWARDED_PREFIXES = (*BY_DEEPSPEED, "TORCH_NCCL_", "GLOO_", "OMP_", "MKL_", "KMP_", "KERNELS_")
 # Words that say so anywhere in a name, and words that do so only as a whole word of it or at its end.
 SECRET = re.compile(
     r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(API|PRIVATE|ACCESS)_?KEY|CONNECTION_?STRING|DATABASE_URL|WEBHOOK"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.optimizer import OptimizerConfig
 from engine.optim.elementwise import AdamW, Lion
 from engine.train.distributed import raise_together
+from kernels import apex
 
 Groups = list[dict[str, Any]]
 Say = Callable[[str], None]
@@ -102,16 +102,8 @@ def preferences(config: OptimizerConfig, place: Place) -> list[str]:
 
 def apex_missing() -> str | None:
     """Why NVIDIA's apex is not there; the apex of PyPI is another program of that name."""
-    spec = importlib.util.find_spec("apex")
-    if spec is None:
-        return "which is not installed: build https://github.com/NVIDIA/apex with its CUDA extensions, or use auto"
-    folders = spec.submodule_search_locations or []
-    if not any((Path(folder) / "optimizers" / "fused_adam.py").is_file() for folder in folders):
-        return (
-            "and the package apex that is installed is not NVIDIA's (PyPI's apex is unrelated): remove it and build "
-            "https://github.com/NVIDIA/apex, or use auto"
-        )
-    return None
+    reason = apex.missing()
+    return reason and f"{reason}, or use auto"
 
 
 def apex_unfit(place: Place) -> str | None:

@@ -54,6 +54,7 @@ from engine.train.timeline import StepSettings, Timeline
 from engine.train.trainer import Trainer, TrainerParts, TrainerState
 from engine.train.watchdog import Watchdog
 from engine.train.zero import ZeroEngine
+from kernels import overview
 
 ASSUMED_GPU = Device("cuda", has_bf16=True)  # what a dry run on a host without GPUs takes those of the others for
 
@@ -124,6 +125,7 @@ def run_training(parts: RunParts) -> RunFolder:
             say(f"note: {note}")
         optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, describe_device().type)
         say(describe(optimizer))
+        say(overview.describe(torch.device(describe_device().type)))
         writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints, partial(_describe, run, parts))
         folder, manifest = _first_checkpoint(parts, model, writer, resuming)
         engine = _engine(parts, model, optimizer)

@@ -10,6 +10,20 @@ from kernels.philox import drop
 # R rows, W columns
 
 
+def add(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, threshold: int, seed: Tensor | None, site: int
+) -> Tensor:
+    """residual + dropout(x + bias): [R, W] in the type of x."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    z = x.to(compute)
+    if bias is not None:
+        z = z + bias.to(compute)
+    z = drop(z, threshold, seed, site)
+    if residual is not None:
+        z = z + residual.to(compute)
+    return z.to(x.dtype)
+
+
 def norm_forward(
     x: Tensor,
     bias: Tensor | None,
@@ -33,13 +47,7 @@ def norm_forward(
         rstd [R], both in the type of the computation.
     """
     compute = torch.promote_types(x.dtype, torch.float32)
-    z = x.to(compute)
-    if bias is not None:
-        z = z + bias.to(compute)
-    z = drop(z, threshold, seed, site)
-    if residual is not None:
-        z = z + residual.to(compute)
-    z = z.to(x.dtype)
+    z = add(x, bias, residual, threshold, seed, site)
     rows = z.to(compute)
     mean = rows.mean(-1) if centre else rows.new_empty(0)
     centred = rows - mean[:, None] if centre else rows
@@ -76,11 +84,28 @@ def norm_backward(
     if mean.numel():
         inner = inner - scaled.mean(-1, keepdim=True)
     total = inner * rstd[:, None]
+    dx, dresidual, dbias = add_backward(total, dz, threshold, seed, site)
+    return dx.to(z.dtype), dresidual.to(z.dtype), (gradient * normalised).sum(0), gradient.sum(0), dbias
+
+
+def add_backward(
+    gradient: Tensor, dz: Tensor | None, threshold: int, seed: Tensor | None, site: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``add``: of x and residual [R, W] in the type of ``gradient``, of bias [W] in fp32 or more.
+
+    Args:
+        gradient: of the sum, from the norm: [R, W].
+        dz: that which reaches the sum by itself.
+        threshold: of the dropout.
+        seed: of the mask.
+        site: of the call.
+    """
+    compute = torch.promote_types(gradient.dtype, torch.float32)
+    total = gradient.to(compute)
     if dz is not None:
         total = total + dz.to(compute)
     dropped = drop(total, threshold, seed, site)
-    sums = (gradient * normalised).sum(0), gradient.sum(0), dropped.sum(0)
-    return dropped.to(z.dtype), total.to(z.dtype), *sums
+    return dropped.to(gradient.dtype), total.to(gradient.dtype), dropped.sum(0)
 
 
 def dropout_add(x: Tensor, residual: Tensor | None, threshold: int, seed: Tensor | None, site: int) -> Tensor:

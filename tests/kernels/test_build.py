@@ -62,9 +62,13 @@ def test_a_library_is_built_once_for_a_state_of_its_sources(tiny, capsys):
 @needs["cpu"]
 def test_what_a_compiler_refuses_is_shown_and_leaves_nothing(tiny, tmp_path):
     (tiny / "cpu" / "tiny.cpp").write_text("int broken(")
-    with pytest.raises(build.BuildError, match=r"tiny\.cpp.*\n?[\s\S]*error"):
+    with pytest.raises(build.BuildError, match=r"cpu library could not be built: .*tiny\.cpp:1.* error: .*cpu\.failed"):
         build.build("cpu")
-    assert sorted(path.name for path in (tmp_path / "built").iterdir()) == [".cpu.lock", "objects"]
+    assert sorted(path.name for path in (tmp_path / "built").iterdir()) == [".cpu.lock", "cpu.failed.log", "objects"]
+    assert "int broken(" in (tmp_path / "built" / "cpu.failed.log").read_text()
+    assert build.failure("cpu") == f"could not be built: {tmp_path / 'built' / 'cpu.failed.log'}"
+    (tiny / "cpu" / "tiny.cpp").write_text(TINY)
+    assert build.build("cpu").is_file() and build.failure("cpu") is None
 
 
 @needs["cpu"]
@@ -72,6 +76,25 @@ def test_a_lock_that_a_killed_build_left_holds_nobody(tiny, tmp_path):
     (tmp_path / "built" / ".cpu-half").mkdir(parents=True)
     (tmp_path / "built" / ".cpu.lock").touch()
     assert build.build("cpu").is_file()
+
+
+@needs["cpu"]
+def test_a_lock_of_a_process_that_hangs_is_waited_for_and_then_left(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "LOCK_SECONDS", 0.3)
+    (tmp_path / "built").mkdir()
+    hold = "import fcntl, os, signal; fcntl.flock(1, fcntl.LOCK_EX); os.write(2, b'x'); os.kill(0, signal.SIGSTOP)"
+    with (tmp_path / "built" / ".cpu.lock").open("w") as lock:
+        command = [sys.executable, "-c", hold]
+        holder = subprocess.Popen(command, stdout=lock, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        assert holder.stderr is not None and holder.stderr.read(1) == b"x"
+        assert ctypes.CDLL(str(build.build("cpu"))).answer() == 42
+    finally:
+        holder.kill()
+        holder.communicate()
+    said = capsys.readouterr().err
+    assert said.count("waiting for another process, which builds the cpu library") == 1
+    assert "it is built here too" in said
 
 
 @needs["cpu"]
@@ -127,7 +150,9 @@ def test_cuda_library_asks_of_torch_only_what_is_stable():
     given = subprocess.run(["nm", "-D", "--defined-only", torch_cpu], capture_output=True, text=True, check=True).stdout
     names = {line.split()[-1].partition("@")[0] for line in given.splitlines()}
     of_torch = {name for name in asked if re.match(r"(aoti_)?torch", name)}
-    assert of_torch and of_torch <= names  # of its CUDA library nothing: a function there is looked up when it is needed
+    assert (
+        of_torch and of_torch <= names
+    )  # of its CUDA library nothing: a function there is looked up when it is needed
     assert not [name for name in asked if name.startswith(("_ZN2at", "_ZN3c10"))]
 
 
