@@ -35,6 +35,8 @@ CUDA_FLAGS = (
     "-std=c++17", "-O3", "-lineinfo", "--Werror", "all-warnings", "-Xptxas", "-v",
     "-Xcompiler", "-fPIC,-fvisibility=hidden",
 )  # fmt: skip
+FAST = ("-ffast-math", "-fno-finite-math-only")
+EXACT = {"cpu/optimizer.cpp": ("-fno-math-errno", "-fno-trapping-math")}  # fast roots of tiny numbers are NaN
 HOST_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 BUILT = "built"  # a folder of the package that an installation fills
 FOR_RUNS = ("cpu", "cuda")  # the emulator is for tests
@@ -128,12 +130,12 @@ def library(name: str) -> Library:
 
 def _cpu() -> Library:
     compiler = str(host_compiler())
-    fast = ("-O3", "-fopenmp-simd", "-ffast-math", "-fno-finite-math-only")
     commands = [Command("cpu/levels.cpp", (compiler, *HOST_FLAGS, "-O2"))]
     for source in _files("cpu", ".cpp", but=("levels.cpp",)):
         for level in CPU_LEVELS:
             march = () if level == "generic" else (f"-march=x86-64-{level}",)
-            commands.append(Command(source, (compiler, *HOST_FLAGS, *fast, *march, f"-DKERNELS_LEVEL={level}")))
+            flags = ("-O3", "-fopenmp-simd", *EXACT.get(source, FAST), *march, f"-DKERNELS_LEVEL={level}")
+            commands.append(Command(source, (compiler, *HOST_FLAGS, *flags)))
     commands.append(Command("torch/operators.cpp", (compiler, *_torch_flags(), "-DKERNELS_CPU")))
     return Library("cpu", ("common", "cpu", "torch"), tuple(commands), (compiler, "-shared", *_torch_libraries()))
 

@@ -7,8 +7,9 @@ import torch
 from kernels import build, dispatch
 from kernels.dispatch import Operation
 from kernels.norm import DROPOUT_ADD, NORM
+from kernels.optimizer import ADAMW, GRADIENT_NORM, LAMB
 
-OPERATIONS = (NORM, DROPOUT_ADD)
+OPERATIONS = (NORM, DROPOUT_ADD, GRADIENT_NORM, ADAMW, LAMB)
 LIBRARIES = ("cpu", "cuda", "emulator")
 
 

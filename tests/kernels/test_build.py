@@ -17,7 +17,7 @@ from kernels import build
 
 REPOSITORY = Path(build.__file__).resolve().parent.parent
 MAX_REGISTERS = 224
-FUNCTIONS = ("kernels_norm_forward", "kernels_norm_backward")
+FUNCTIONS = ("kernels_norm_forward", "kernels_norm_backward", "kernels_adamw", "kernels_lamb_moments")
 needs = {
     name: pytest.mark.skipif(build.missing(name) is not None, reason=f"{name}: {build.missing(name)}")
     for name in ("cpu", "cuda", "emulator")

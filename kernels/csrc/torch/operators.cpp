@@ -2,6 +2,7 @@
 //
 // Compiled for each library: KERNELS_CPU, KERNELS_EMULATOR (the CUDA kernels on the host), or neither for CUDA.
 #include "norm.h"
+#include "optimizer.h"
 
 namespace kernels {
 
@@ -9,12 +10,20 @@ STABLE_TORCH_LIBRARY(KERNELS_NAMESPACE, library) {
   library.def(kNormForward);
   library.def(kNormBackward);
   library.def(kDropoutAdd);
+  library.def(kSquaredNorm);
+  library.def(kAdamW);
+  library.def(kLambMoments);
+  library.def(kLambStep);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(KERNELS_NAMESPACE, KERNELS_KEY, library) {
   library.impl("norm_forward", TORCH_BOX(&norm_forward));
   library.impl("norm_backward", TORCH_BOX(&norm_backward));
   library.impl("dropout_add", TORCH_BOX(&dropout_add));
+  library.impl("squared_norm", TORCH_BOX(&squared_norm));
+  library.impl("adamw", TORCH_BOX(&adamw));
+  library.impl("lamb_moments", TORCH_BOX(&lamb_moments));
+  library.impl("lamb_step", TORCH_BOX(&lamb_step));
 }
 
 }  // namespace kernels
