@@ -9,17 +9,20 @@ from kernels.dispatch import Operation
 from kernels.norm import DROPOUT_ADD, NORM
 from kernels.optimizer import ADAMW, GRADIENT_NORM, LAMB
 
-OPERATIONS = (NORM, DROPOUT_ADD, GRADIENT_NORM, ADAMW, LAMB)
+OF_MODELS = (NORM, DROPOUT_ADD)
+OPERATIONS = (*OF_MODELS, GRADIENT_NORM, ADAMW, LAMB)
 LIBRARIES = ("cpu", "cuda", "emulator")
 
 
 def describe(device: torch.device) -> str:
-    """One line for the log of a run: whose code runs each operation; torch is its own operators, not the reference.
+    """One line for the log of a run: whose code runs each operation of a model; the optimizer has its own line.
+
+    torch is its own operators, not the reference.
 
     Raises:
         BackendError: if ``KERNELS_BACKEND`` names a backend that is unknown, missing, or for another device.
     """
-    return f"kernels: {', '.join(f'{operation.name} {_runs(operation, device)}' for operation in OPERATIONS)}"
+    return f"kernels: {', '.join(f'{operation.name} {_runs(operation, device)}' for operation in OF_MODELS)}"
 
 
 def _runs(operation: Operation, device: torch.device) -> str:
