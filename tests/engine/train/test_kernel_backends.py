@@ -40,7 +40,21 @@ def losses(model: str, shards: Path, folder: Path, backend: str) -> list[float]:
     ]  # fmt: skip
     done = commands.run(commands.PRETRAIN, options, env={"KERNELS_BACKEND": backend})
     assert done.returncode == 0, done.stdout
+    assert f"kernels: norm {'cpu' if backend == 'auto' else backend}, dropout_add" in done.stdout
     return [line["loss"] for line in commands.metrics(output) if "loss" in line]
+
+
+def test_a_backend_that_is_not_there_is_an_error(shards, tmp_path):
+    options = [
+        "--ds_config", commands.DS_CONFIGS / "fp32.json", "--model", "bert-tiny", "--data.shards", shards,
+        "--train.output", tmp_path / "run", "--train.steps", "1",
+    ]  # fmt: skip
+    for backend, message in {
+        "cuda": "error: KERNELS_BACKEND is cuda, but torch sees no CUDA device; or unset KERNELS_BACKEND",
+        "fast": "error: KERNELS_BACKEND is 'fast'; it must be one of auto, reference, cpu, cuda, emulator, apex",
+    }.items():
+        done = commands.run(commands.PRETRAIN, options, env={"KERNELS_BACKEND": backend})
+        assert done.returncode == 2 and message in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("model", ["bert-tiny", "gpt2-tiny"])
