@@ -6,10 +6,11 @@ import torch
 
 from kernels import build, dispatch
 from kernels.dispatch import Operation
+from kernels.embedding import EMBEDDING
 from kernels.norm import DROPOUT_ADD, NORM
 from kernels.optimizer import ADAMW, GRADIENT_NORM, LAMB
 
-OF_MODELS = (NORM, DROPOUT_ADD)
+OF_MODELS = (NORM, DROPOUT_ADD, EMBEDDING)
 OPERATIONS = (*OF_MODELS, GRADIENT_NORM, ADAMW, LAMB)
 LIBRARIES = ("cpu", "cuda", "emulator")
 

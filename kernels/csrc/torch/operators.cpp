@@ -1,6 +1,7 @@
 // The kernels as torch operators, on torch's stable ABI: one build serves torch 2.11 and later.
 //
 // Compiled for each library: KERNELS_CPU, KERNELS_EMULATOR (the CUDA kernels on the host), or neither for CUDA.
+#include "embedding.h"
 #include "norm.h"
 #include "optimizer.h"
 
@@ -10,6 +11,12 @@ STABLE_TORCH_LIBRARY(KERNELS_NAMESPACE, library) {
   library.def(kNormForward);
   library.def(kNormBackward);
   library.def(kDropoutAdd);
+  library.def(kEmbeddingForward);
+  library.def(kEmbeddingBackward);
+  library.def(kEmbeddingRuns);
+#if defined(KERNELS_CPU)
+  library.def(kZero);
+#endif
   library.def(kSquaredNorm);
   library.def(kAdamW);
   library.def(kLambMoments);
@@ -20,6 +27,12 @@ STABLE_TORCH_LIBRARY_IMPL(KERNELS_NAMESPACE, KERNELS_KEY, library) {
   library.impl("norm_forward", TORCH_BOX(&norm_forward));
   library.impl("norm_backward", TORCH_BOX(&norm_backward));
   library.impl("dropout_add", TORCH_BOX(&dropout_add));
+  library.impl("embedding_forward", TORCH_BOX(&embedding_forward));
+  library.impl("embedding_backward", TORCH_BOX(&embedding_backward));
+  library.impl("embedding_runs", TORCH_BOX(&embedding_runs));
+#if defined(KERNELS_CPU)
+  library.impl("zero", TORCH_BOX(&zero));
+#endif
   library.impl("squared_norm", TORCH_BOX(&squared_norm));
   library.impl("adamw", TORCH_BOX(&adamw));
   library.impl("lamb_moments", TORCH_BOX(&lamb_moments));

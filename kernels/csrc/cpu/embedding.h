@@ -1,0 +1,24 @@
+// The CPU kernels of the embeddings.
+#pragma once
+
+#include "../common/embedding.h"
+#include "levels.h"
+
+namespace kernels {
+
+struct EmbeddingKernels {
+  // Rows [first, last).
+  void (*forward)(const EmbeddingForward& args, int64_t first, int64_t last);
+  // Blocks [first, last) of rows: block b of n holds rows [b N / n, (b + 1) N / n), so the sums do not depend on threads.
+  void (*backward)(const EmbeddingBackward& args, int64_t first, int64_t last);
+  // Columns [first, last) of the blocks' sums.
+  void (*reduce)(const EmbeddingBackward& args, int64_t first, int64_t last);
+  // Pieces [first, last) of a table.
+  void (*sum_pieces)(const EmbeddingRuns& args, int table, int64_t first, int64_t last);
+  // The runs of a table that go on after the pieces [first, last) that they begin in.
+  void (*join_pieces)(const EmbeddingRuns& args, int table, int64_t first, int64_t last);
+};
+
+KERNELS_LEVELS(EmbeddingKernels, embedding_kernels)
+
+}  // namespace kernels

@@ -1,0 +1,382 @@
+// Embedding sum, LayerNorm and dropout in one pass, their gradients in another, and those of the tables.
+//
+// A row stays in registers: a warp takes a row of up to 1,024 columns, a block of 256 threads one of up to 8,192. It is
+// not kept for the backward pass: to read it once more from the tables costs what a read of the sum would, and saves
+// the write. Gradients of parameters are added up as in norm.cu; those of tables by runs of equal sorted ids, a warp
+// taking 256 columns of a piece of them (../common/embedding.h): no atomics, the same bits every time.
+#include "../common/embedding.h"
+
+#include <limits>
+
+#include "../common/portable.h"
+
+namespace kernels {
+namespace {
+
+constexpr int kPacksPerThread = 4;
+constexpr int kNarrowThreads = 128;  // four rows a block
+constexpr int kWideThreads = 256;    // one row a block
+constexpr int64_t kNarrowWidth = kWarp * kPacksPerThread * kPack;
+constexpr int64_t kWideWidth = kWideThreads * kPacksPerThread * kPack;
+constexpr int kMaxWarps = kWideThreads / kWarp;
+constexpr int64_t kReduceThreads = 128;
+constexpr int64_t kRunThreads = 128;
+constexpr int kAhead = 4;   // rows of a run that are on their way at once
+constexpr int kShares = 8;  // the same of pieces' sums
+constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
+
+// Sum over the threads of a row: a warp, or the whole block.
+template <int kThreadsPerRow>
+__device__ __forceinline__ float row_sum(float value, float* shared) {
+  value = warp_sum(value);
+  if constexpr (kThreadsPerRow > kWarp) {
+    const int warp = threadIdx.x / kWarp;
+    __syncthreads();  // the numbers of the last sum have been read
+    if (threadIdx.x % kWarp == 0) shared[warp] = value;
+    __syncthreads();
+    value = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kThreadsPerRow / kWarp; ++i) value += shared[i];
+  }
+  return value;
+}
+
+// The ids of a row; -1 where one is beyond its table.
+struct Ids {
+  int64_t of[kTables];
+
+  __device__ __forceinline__ Ids(const EmbeddingTables& from, int64_t row) {
+#pragma unroll
+    for (int t = 0; t < kTables; ++t) {
+      const int64_t id = from.ids[t] == nullptr ? 0 : from.ids[t][row];
+      of[t] = id < 0 || id >= from.rows[t] ? -1 : id;
+    }
+  }
+};
+
+// Pack `pack` of a row of z.
+template <class T>
+__device__ __forceinline__ void sum_of_tables(const EmbeddingTables& from, const Ids& ids, int64_t packs, int64_t pack,
+                                              float (&out)[kPack]) {
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) out[i] = 0.0f;
+#pragma unroll
+  for (int t = 0; t < kTables; ++t) {
+    if (from.table[t] == nullptr) continue;
+    float values[kPack];
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) values[i] = kNotANumber;
+    if (ids.of[t] >= 0) load(static_cast<const T*>(from.table[t]), ids.of[t] * packs + pack, values);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) out[i] += values[i];
+  }
+}
+
+template <class T, int kThreadsPerRow>
+__global__ void __launch_bounds__(kThreadsPerRow == kWarp ? kNarrowThreads : kWideThreads)
+    embedding_forward(const EmbeddingForward args) {
+  __shared__ float shared[kMaxWarps];
+  const int lane = threadIdx.x % kThreadsPerRow;
+  const int rows_per_block = blockDim.x / kThreadsPerRow;
+  const int64_t packs = args.width / kPack;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / kThreadsPerRow;
+       row < args.count; row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
+    const Ids ids(args.from, row);
+    float z[kPacksPerThread][kPack];
+    float total = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kPacksPerThread; ++j) {
+      const int64_t pack = lane + j * kThreadsPerRow;
+      if (pack >= packs) continue;
+      sum_of_tables<T>(args.from, ids, packs, pack, z[j]);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) total += z[j][i];
+    }
+    float mean = 0.0f, rstd = 1.0f;
+    if (args.weight != nullptr) {
+      mean = row_sum<kThreadsPerRow>(total, shared) / args.width;
+      float squares = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kPacksPerThread; ++j) {
+        if (lane + j * kThreadsPerRow >= packs) continue;
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) squares += (z[j][i] - mean) * (z[j][i] - mean);
+      }
+      rstd = rsqrtf(row_sum<kThreadsPerRow>(squares, shared) / args.width + args.eps);
+      if (lane == 0) {
+        args.mean[row] = mean;
+        args.rstd[row] = rstd;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kPacksPerThread; ++j) {
+      const int64_t pack = lane + j * kThreadsPerRow;
+      if (pack >= packs) continue;
+      if (args.weight != nullptr) {
+        float weight[kPack], shift[kPack] = {};
+        load_parameter(args.weight, args.parameter, pack, weight);
+        if (args.shift != nullptr) load_parameter(args.shift, args.parameter, pack, shift);
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) z[j][i] = (z[j][i] - mean) * rstd * weight[i] + shift[i];
+      }
+      if (args.dropout.threshold != 0) drop(z[j], args.dropout, row, pack);
+      store(static_cast<T*>(args.y), row * packs + pack, z[j]);
+    }
+  }
+}
+
+// Sums of one block over its rows.
+struct ColumnSums {
+  float weight[kPacksPerThread][kPack] = {};
+  float shift[kPacksPerThread][kPack] = {};
+};
+
+template <class T, int kThreadsPerRow>
+__device__ __forceinline__ void backward_row(const EmbeddingBackward& args, int64_t row, int lane, float* shared,
+                                             ColumnSums& sums) {
+  const int64_t packs = args.width / kPack;
+  const Ids ids(args.from, row);
+  const float mean = args.mean[row], rstd = args.rstd[row];
+  float scaled[kPacksPerThread][kPack];      // dy * weight
+  float normalized[kPacksPerThread][kPack];  // (z - mean) * rstd
+  float sum = 0.0f, product = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kPacksPerThread; ++j) {
+    const int64_t pack = lane + j * kThreadsPerRow;
+    if (pack >= packs) continue;
+    float weight[kPack];
+    load(static_cast<const T*>(args.dy), row * packs + pack, scaled[j]);
+    if (args.dropout.threshold != 0) drop(scaled[j], args.dropout, row, pack);
+    sum_of_tables<T>(args.from, ids, packs, pack, normalized[j]);
+    load_parameter(args.weight, args.parameter, pack, weight);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      const float dy = scaled[j][i];
+      normalized[j][i] = (normalized[j][i] - mean) * rstd;
+      sums.weight[j][i] += dy * normalized[j][i];
+      sums.shift[j][i] += dy;
+      scaled[j][i] = dy * weight[i];
+      sum += scaled[j][i];
+      product += scaled[j][i] * normalized[j][i];
+    }
+  }
+  sum = row_sum<kThreadsPerRow>(sum, shared) / args.width;
+  product = row_sum<kThreadsPerRow>(product, shared) / args.width;
+#pragma unroll
+  for (int j = 0; j < kPacksPerThread; ++j) {
+    const int64_t pack = lane + j * kThreadsPerRow;
+    if (pack >= packs) continue;
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) scaled[j][i] = (scaled[j][i] - sum - normalized[j][i] * product) * rstd;
+    store(static_cast<T*>(args.dz), row * packs + pack, scaled[j]);
+  }
+}
+
+// Adds the sums of the rows of a block, one after the other, and writes them to the block's part of `partial`.
+template <int kThreadsPerRow>
+__device__ __forceinline__ void write_sums(const EmbeddingBackward& args, int lane,
+                                           const float (&values)[kPacksPerThread][kPack], float* shared, int64_t which) {
+  const int64_t packs = args.width / kPack;
+  float* out = args.partial + (static_cast<int64_t>(blockIdx.x) * 2 + which) * args.width;
+  const int rows_per_block = blockDim.x / kThreadsPerRow, own = threadIdx.x / kThreadsPerRow;
+  for (int turn = 0; turn < rows_per_block; ++turn) {
+    if (own == turn) {
+#pragma unroll
+      for (int j = 0; j < kPacksPerThread; ++j) {
+        const int64_t pack = lane + j * kThreadsPerRow;
+        if (pack >= packs) continue;
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) {
+          float* cell = (rows_per_block > 1 ? shared : out) + pack * kPack + i;
+          *cell = (turn > 0 ? *cell : 0.0f) + values[j][i];
+          if (rows_per_block > 1 && turn == rows_per_block - 1) out[pack * kPack + i] = *cell;
+        }
+      }
+    }
+    __syncthreads();
+  }
+}
+
+template <class T, int kThreadsPerRow>
+__global__ void __launch_bounds__(kThreadsPerRow == kWarp ? kNarrowThreads : kWideThreads)
+    embedding_backward(const EmbeddingBackward args) {
+  __shared__ float shared[kMaxWarps];
+  __shared__ float columns[kThreadsPerRow == kWarp ? kNarrowWidth : 1];
+  const int lane = threadIdx.x % kThreadsPerRow;
+  const int rows_per_block = blockDim.x / kThreadsPerRow;
+  ColumnSums sums;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / kThreadsPerRow;
+       row < args.count; row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
+    backward_row<T, kThreadsPerRow>(args, row, lane, shared, sums);
+  }
+  write_sums<kThreadsPerRow>(args, lane, sums.weight, columns, 0);
+  write_sums<kThreadsPerRow>(args, lane, sums.shift, columns, 1);
+}
+
+// Adds up the blocks' sums of a column in their order.
+__global__ void __launch_bounds__(kReduceThreads) reduce_blocks(const EmbeddingBackward args) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
+  if (column >= args.width) return;
+  float total = 0.0f;
+  for (int64_t block = 0; block < args.blocks; ++block) total += args.partial[(block * 2 + blockIdx.y) * args.width + column];
+  (blockIdx.y == 0 ? args.dweight : args.dshift)[column] = total;
+}
+
+// What a warp has to do with a table: 32 packs of a piece of its ids.
+struct Runs {
+  const int64_t* ids;
+  const int64_t* order;
+  void* out;
+  int64_t rows, count, packs, pack, piece, begin, end;
+
+  __device__ __forceinline__ explicit Runs(const EmbeddingRuns& args) {
+    const int table = blockIdx.y;
+    const int64_t tiles = (args.width / kPack + kWarp - 1) / kWarp;
+    const int64_t warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+    ids = args.ids + table * args.count;
+    order = args.order + table * args.count;
+    out = table == 0 ? args.out[0] : table == 1 ? args.out[1] : args.out[2];
+    rows = table == 0 ? args.rows[0] : table == 1 ? args.rows[1] : args.rows[2];
+    count = args.count;
+    packs = args.width / kPack;
+    pack = warp % tiles * kWarp + threadIdx.x % kWarp;
+    piece = warp / tiles;
+    begin = piece * args.length;
+    end = begin + args.length < count ? begin + args.length : count;
+  }
+
+  __device__ __forceinline__ bool is_needed() const { return out != nullptr && begin < count && pack < packs; }
+  // Whether the run before `at` goes on there.
+  __device__ __forceinline__ bool goes_on(int64_t at) const { return at > 0 && at < count && ids[at - 1] == ids[at]; }
+  __device__ __forceinline__ bool takes(int64_t id) const { return id >= 0 && id < rows; }
+  // The pack of `partial` with the sum of a piece: of the run that goes on after it, or that began before it.
+  __device__ __forceinline__ int64_t share(const EmbeddingRuns& args, int64_t of, bool after) const {
+    return ((blockIdx.y * args.pieces + of) * 2 + (after ? 1 : 0)) * packs + pack;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kRunThreads) sum_pieces(const EmbeddingRuns args) {
+  const Runs runs(args);
+  if (!runs.is_needed()) return;
+  float total[kPack] = {};
+  int64_t start = runs.begin;
+  for (int64_t first = runs.begin; first < runs.end; first += kAhead) {
+    float values[kAhead][kPack];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (first + u < runs.end) {
+        load(static_cast<const T*>(args.dz), runs.order[first + u] * runs.packs + runs.pack, values[u]);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t at = first + u, after = at + 1;
+      if (at >= runs.end) continue;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) total[i] += values[u][i];
+      const bool goes_on = runs.goes_on(after);
+      if (goes_on && after < runs.end) continue;
+      const int64_t id = runs.ids[at];
+      const bool began_before = start == runs.begin && runs.goes_on(start);
+      if (began_before || goes_on) {
+        store(args.partial, runs.share(args, runs.piece, !began_before), total);
+      } else if (runs.takes(id)) {
+        store(static_cast<T*>(runs.out), id * runs.packs + runs.pack, total);
+      }
+      start = after;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) total[i] = 0.0f;
+    }
+  }
+}
+
+// Where the run of ids[at] ends.
+__device__ __forceinline__ int64_t end_of_run(const int64_t* ids, int64_t at, int64_t count) {
+  const int64_t id = ids[at];
+  int64_t inside = at, beyond = count;
+  while (beyond - inside > 1) {
+    const int64_t middle = inside + (beyond - inside) / 2;
+    (ids[middle] == id ? inside : beyond) = middle;
+  }
+  return beyond;
+}
+
+// The runs that begin in a piece and go on after it.
+template <class T>
+__global__ void __launch_bounds__(kRunThreads) join_pieces(const EmbeddingRuns args) {
+  const Runs runs(args);
+  if (!runs.is_needed() || !runs.goes_on(runs.end)) return;
+  const int64_t id = runs.ids[runs.end];
+  if (!runs.takes(id) || (runs.ids[runs.begin] == id && runs.goes_on(runs.begin))) return;
+  const int64_t last = (end_of_run(runs.ids, runs.end, runs.count) - 1) / args.length;
+  float total[kPack];
+  load(args.partial, runs.share(args, runs.piece, true), total);
+  for (int64_t first = runs.piece + 1; first <= last; first += kShares) {
+    float values[kShares][kPack];
+#pragma unroll
+    for (int u = 0; u < kShares; ++u) {
+      if (first + u <= last) load(args.partial, runs.share(args, first + u, false), values[u]);
+    }
+#pragma unroll
+    for (int u = 0; u < kShares; ++u) {
+      if (first + u > last) continue;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) total[i] += values[u][i];
+    }
+  }
+  store(static_cast<T*>(runs.out), id * runs.packs + runs.pack, total);
+}
+
+int64_t rows_per_block(int64_t width) { return width <= kNarrowWidth ? kNarrowThreads / kWarp : 1; }
+
+bool takes(int64_t width) { return width > 0 && width % kPack == 0 && width <= kWideWidth; }
+
+}  // namespace
+
+KERNELS_EXPORT int32_t kernels_embedding_forward(const EmbeddingForward* args, int64_t blocks, void* stream) {
+  if (!takes(args->width)) return kUnsupported;
+  if (args->count == 0) return kOk;
+  const int64_t needed = (args->count + rows_per_block(args->width) - 1) / rows_per_block(args->width);
+  const dim3 grid(static_cast<unsigned>(needed < blocks ? needed : blocks));
+  return with_type(args->type, [&](auto zero) -> int32_t {
+    using T = decltype(zero);
+    if (args->width <= kNarrowWidth) {
+      KERNELS_LAUNCH((embedding_forward<T, kWarp>), grid, dim3(kNarrowThreads), 0, stream, *args);
+    } else {
+      KERNELS_LAUNCH((embedding_forward<T, kWideThreads>), grid, dim3(kWideThreads), 0, stream, *args);
+    }
+    return KERNELS_LAUNCH_STATUS();
+  });
+}
+
+KERNELS_EXPORT int32_t kernels_embedding_backward(const EmbeddingBackward* args, void* stream) {
+  if (!takes(args->width)) return kUnsupported;
+  const dim3 grid(static_cast<unsigned>(args->blocks));
+  return with_type(args->type, [&](auto zero) -> int32_t {
+    using T = decltype(zero);
+    if (args->width <= kNarrowWidth) {
+      KERNELS_LAUNCH((embedding_backward<T, kWarp>), grid, dim3(kNarrowThreads), 0, stream, *args);
+    } else {
+      KERNELS_LAUNCH((embedding_backward<T, kWideThreads>), grid, dim3(kWideThreads), 0, stream, *args);
+    }
+    const int64_t column_blocks = (args->width + kReduceThreads - 1) / kReduceThreads;
+    KERNELS_LAUNCH(reduce_blocks, dim3(static_cast<unsigned>(column_blocks), 2), dim3(kReduceThreads), 0, stream, *args);
+    return KERNELS_LAUNCH_STATUS();
+  });
+}
+
+KERNELS_EXPORT int32_t kernels_embedding_runs(const EmbeddingRuns* args, void* stream) {
+  if (args->width % kPack != 0) return kUnsupported;
+  const int64_t tiles = (args->width / kPack + kWarp - 1) / kWarp;
+  const int64_t blocks = (args->pieces * tiles * kWarp + kRunThreads - 1) / kRunThreads;
+  if (blocks == 0) return kOk;
+  const dim3 grid(static_cast<unsigned>(blocks), kTables);
+  return with_type(args->type, [&](auto zero) -> int32_t {
+    KERNELS_LAUNCH(sum_pieces<decltype(zero)>, grid, dim3(kRunThreads), 0, stream, *args);
+    KERNELS_LAUNCH(join_pieces<decltype(zero)>, grid, dim3(kRunThreads), 0, stream, *args);
+    return KERNELS_LAUNCH_STATUS();
+  });
+}
+
+}  // namespace kernels
