@@ -28,15 +28,15 @@ test-full: venv ## all CPU tests
 lint: venv ## ruff and mypy, nothing is changed
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/mypy
 
-gpu-test: ## the tests that need a CUDA device
+gpu-test: ## the tests that need a CUDA device, those of the kernels first, results in runs/gpu-test/
 	@$(GPU_PYTHON) tools/gpu_test.py $(ARGS)
 
-gpu-sanitize: ## compute-sanitizer over our CUDA kernels
-	@echo "gpu-sanitize: nothing to check: this version has no CUDA kernels of its own"
+gpu-sanitize: ## compute-sanitizer's memcheck and racecheck over the CUDA kernels, results in runs/gpu-sanitize/
+	@$(GPU_PYTHON) tools/gpu_sanitize.py $(ARGS)
 
 gpu-bench: ## the benchmarks on a CUDA device, results in runs/gpu-bench/
 	@$(GPU_PYTHON) benchmarks/gpu_bench.py $(ARGS)
 
 clean: ## remove .venv, caches and build folders (runs/ and shards/ stay)
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build kernels/built *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

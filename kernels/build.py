@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,15 @@ def _files(folder: str, suffix: str, but: Sequence[str] = ()) -> list[str]:
     return sorted(f"{folder}/{path.name}" for path in (SOURCES / folder).glob(f"*{suffix}") if path.name not in but)
 
 
+def torch_missing() -> str | None:
+    """Why torch's headers are not there; None where they are."""
+    try:
+        _torch_folder()
+    except BuildError as error:
+        return str(error).removeprefix("kernels: ")
+    return None
+
+
 def _torch_folder() -> Path:
     """Where torch is, whether or not it can be imported: pip hides it from what it builds in isolation.
 
@@ -277,7 +287,7 @@ def _shortened(error: BuildError, log: Path) -> BuildError:
     """The first complaint of a compiler, whose whole text goes to a file."""
     log.write_text(str(error), encoding="utf-8")
     lines = str(error).splitlines()
-    first = next((line for line in lines if "error" in line.lower()), lines[-1])
+    first = next((line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1])
     return BuildError(
         f"the {log.name.partition('.')[0]} library could not be built: {first.strip()} (all of it: {log})"
     )

@@ -125,7 +125,11 @@ install_all() {
     # the build imports torch, and looks for nvcc where torch sees a GPU: nothing is compiled now, so it need not look
     step "building deepspeed" env DS_BUILD_OPS=0 DS_ACCELERATOR=cpu PATH="$venv/bin:$PATH" \
         "${pip[@]}" --no-build-isolation -r "$root/requirements.txt"
-    step "installing this project, editable" "${pip[@]}" --no-build-isolation --no-deps -e "$root"
+    step "installing this project, editable, with its kernels" "${pip[@]}" --no-build-isolation --no-deps -e "$root"
+    # an installation does not fail for a kernel, so ask; without its library torch's own operators run
+    if "$venv/bin/python" -m kernels 2>>"$log" | grep 'could not be built' >&2; then
+        say "torch's own operators run in its place; to try again: python -m kernels --build" >&2
+    fi
     install_key >"$stamp"
     rm -f "$partial"
 }

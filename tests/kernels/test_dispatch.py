@@ -134,7 +134,7 @@ def test_measurements_are_of_operations():
 
 
 def test_a_run_says_whose_code_runs(machine, monkeypatch):
-    monkeypatch.setattr(overview, "OPERATIONS", (OP, PLAIN))
+    monkeypatch.setattr(overview, "OF_MODELS", (OP, PLAIN))
     assert overview.describe(CPU) == "kernels: op cpu, plain torch"
     assert overview.describe(GPU) == "kernels: op cuda, plain torch"
     monkeypatch.setenv("KERNELS_BACKEND", "reference")
