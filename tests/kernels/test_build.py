@@ -17,7 +17,7 @@ from kernels import build
 
 REPOSITORY = Path(build.__file__).resolve().parent.parent
 MAX_REGISTERS = 224
-FUNCTIONS = ("kernels_norm_forward", "kernels_norm_backward", "kernels_adamw", "kernels_lamb_moments")
+TORCH_2_11 = Path(__file__).with_name("torch_2_11_symbols.txt")  # of libtorch_cpu.so, by nm -D
 needs = {
     name: pytest.mark.skipif(build.missing(name) is not None, reason=f"{name}: {build.missing(name)}")
     for name in ("cpu", "cuda", "emulator")
@@ -138,22 +138,50 @@ def test_processes_that_start_together_build_once(tmp_path):
 
 @needs["cuda"]
 def test_cuda_library_loads_without_a_gpu_and_has_its_functions():
+    torch.ops.load_library(str(build.build("cuda")))
     library = ctypes.CDLL(str(build.build("cuda")), mode=os.RTLD_LAZY)
-    for name in FUNCTIONS:
-        assert getattr(library, name)
+    text = "".join(path.read_text() for path in (build.SOURCES / "cuda").glob("*.cu"))
+    exported = re.findall(r"KERNELS_EXPORT int32_t (\w+)\(", text)
+    assert len(exported) == text.count("KERNELS_EXPORT") >= 3
+    assert all(getattr(library, name) for name in exported)
 
 
 @needs["cuda"]
-def test_cuda_library_asks_of_torch_only_what_is_stable():
-    asked = undefined(build.build("cuda"))
+@needs["cpu"]
+def test_bindings_declare_the_same_operators_everywhere():
+    found = {}
+    for name in ("cpu", "cuda"):
+        torch.ops.load_library(str(build.build(name)))
+        schemas = [str(each) for each in torch._C._jit_get_all_schemas() if each.name.startswith(f"kernels_{name}::")]
+        found[name] = sorted(schema.replace(f"kernels_{name}::", "") for schema in schemas)
+    assert set(found["cuda"]) <= set(found["cpu"]) and len(found["cuda"]) >= 3
+
+
+@pytest.mark.parametrize("name", [pytest.param("cpu", marks=needs["cpu"]), pytest.param("cuda", marks=needs["cuda"])])
+def test_libraries_ask_of_torch_only_what_is_stable_and_2_11_has(name):
+    asked = undefined(build.build(name))
     torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     given = subprocess.run(["nm", "-D", "--defined-only", torch_cpu], capture_output=True, text=True, check=True).stdout
-    names = {line.split()[-1].partition("@")[0] for line in given.splitlines()}
+    here = {line.split()[-1].partition("@")[0] for line in given.splitlines()}
     of_torch = {name for name in asked if re.match(r"(aoti_)?torch", name)}
-    assert (
-        of_torch and of_torch <= names
-    )  # of its CUDA library nothing: a function there is looked up when it is needed
-    assert not [name for name in asked if name.startswith(("_ZN2at", "_ZN3c10"))]
+    assert of_torch and of_torch <= here  # of its CUDA library nothing: a function there is looked up when it is needed
+    assert of_torch <= set(TORCH_2_11.read_text().split())
+    assert not [name for name in asked if name.startswith(("_ZN2at", "_ZN3c10", "_ZNK3c10"))]
+
+
+@needs["cpu"]
+def test_files_of_a_level_share_nothing_but_their_tables():
+    """A function or object that two levels define could be taken from the wrong one."""
+    library, folder = build.library("cpu"), build.build("cpu").parent.parent
+    levels = [command for command in library.compile if any("KERNELS_LEVEL" in each for each in command.arguments)]
+    assert len(levels) % len(build.CPU_LEVELS) == 0 and len(levels) > 0
+    for command in levels:
+        made = build.build_object(command, library.sources, folder)
+        listed = subprocess.run(["nm", "--extern-only", "--defined-only", made], capture_output=True, text=True).stdout
+        kinds = [line.split()[-2:] for line in listed.splitlines() if "DW.ref" not in line]
+        level = command.arguments[-1].removeprefix("-DKERNELS_LEVEL=")
+        assert kinds, command.source
+        assert all(kind in "RDV" and name.endswith(level + "E") for kind, name in kinds), (command.source, kinds)
 
 
 def undefined(library: Path) -> set[str]:
