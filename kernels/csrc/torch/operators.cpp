@@ -1,6 +1,7 @@
 // The kernels as torch operators, on torch's stable ABI: one build serves torch 2.11 and later.
 //
 // Compiled for each library: KERNELS_CPU, KERNELS_EMULATOR (the CUDA kernels on the host), or neither for CUDA.
+#include "cross_entropy.h"
 #include "embedding.h"
 #include "norm.h"
 #include "optimizer.h"
@@ -8,6 +9,8 @@
 namespace kernels {
 
 STABLE_TORCH_LIBRARY(KERNELS_NAMESPACE, library) {
+  library.def(kCrossEntropyForward);
+  library.def(kCrossEntropyBackward);
   library.def(kNormForward);
   library.def(kNormBackward);
   library.def(kDropoutAdd);
@@ -24,6 +27,8 @@ STABLE_TORCH_LIBRARY(KERNELS_NAMESPACE, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(KERNELS_NAMESPACE, KERNELS_KEY, library) {
+  library.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward));
+  library.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
   library.impl("norm_forward", TORCH_BOX(&norm_forward));
   library.impl("norm_backward", TORCH_BOX(&norm_backward));
   library.impl("dropout_add", TORCH_BOX(&dropout_add));

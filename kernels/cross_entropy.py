@@ -1,0 +1,341 @@
+"""Softmax cross-entropy of logits, and of a projection whose logits are never there as a whole.
+
+The loss of a row is log(sum(exp(x))) - x[label]. Sums and statistics are fp32 whatever the types. The probabilities are
+not stored: of a row its maximum and its sum are, and the gradient is made of them and the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import Operation, choose, load
+from kernels.reference import cross_entropy as reference
+from kernels.reference.cross_entropy import IGNORE_INDEX
+
+# M rows, D columns of the hidden states, V of the logits, C rows of a chunk
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+CUDA_PACK, ALIGNMENT = 8, 16
+BLOCKS_PER_PROCESSOR, EMULATOR_BLOCKS = 8, 4
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # of the logits of a chunk, about
+MIN_CHUNK_ROWS = 256
+SLICE = 4096  # columns whose part of the weight's gradient is made at a time, where it is added up in another type
+FP16_SCALE = 256.0  # of gradients in fp16, most of which would be subnormal: a softmax over 50,000 columns is 2e-5
+
+
+def _cpu_limit(width: int, dtype: torch.dtype) -> str | None:
+    return None if dtype in FLOATS else f"{dtype} is for the reference"
+
+
+def _cuda_limit(width: int, dtype: torch.dtype) -> str | None:
+    return f"width {width} is no multiple of {CUDA_PACK}" if width % CUDA_PACK else _cpu_limit(width, dtype)
+
+
+LIMITS = {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit}
+CROSS_ENTROPY = Operation("cross_entropy", LIMITS)
+LINEAR_CROSS_ENTROPY = Operation("linear_cross_entropy", LIMITS)
+
+
+def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of logits; its backward pass makes their gradient in one pass over them.
+
+    Args:
+        logits: [M, V] fp32, bf16 or fp16; a column of -inf has no probability and no gradient.
+        labels: [M] int64, columns; a row whose label is IGNORE_INDEX (-100) counts for nothing.
+
+    Returns:
+        The sum of the losses, scalar fp32, and how many labels are the first of their row's largest columns, scalar
+        int64.
+
+    Raises:
+        ValueError: if shapes or types do not fit, or on a CPU a label is no column. On a GPU, which would have to be
+            waited for, the loss of such a label is NaN.
+    """
+    if logits.dim() != 2 or not logits.is_floating_point():
+        raise ValueError(f"logits are {_shown(logits)}; they must be [M, V] of a floating type")
+    _check_labels(labels, logits)
+    loss, right, *_ = _cross_entropy(logits, labels)
+    return loss, right
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of hidden @ weight.T + bias, whose logits are there for a chunk of rows at a time.
+
+    Where gradients are needed they are made with the loss, chunk by chunk, and only multiplied by the gradient of the
+    loss afterwards: neither logits nor probabilities are kept, and the weight is not read again. After Liger-Kernel's
+    fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989).
+
+    Args:
+        hidden: [M, D] fp32, bf16 or fp16.
+        weight: [V, D], like hidden.
+        bias: [V], like hidden; -inf for columns that do not count.
+        labels: [M] int64, columns; a row whose label is IGNORE_INDEX (-100) counts for nothing.
+        chunk_rows: rows of a chunk; where not given, about as many as have ``CHUNK_BYTES`` of logits.
+
+    Returns:
+        The sum of the losses, scalar fp32, and how many labels are the first of their row's largest columns, scalar
+        int64.
+
+    Raises:
+        ValueError: as ``softmax_cross_entropy``, or if there are no rows in a chunk.
+    """
+    _check_projection(hidden, weight, bias)
+    _check_labels(labels, hidden)
+    rows = default_chunk_rows(hidden, weight) if chunk_rows is None else chunk_rows
+    if rows < 1:
+        raise ValueError(f"chunk_rows is {rows}; it must be at least 1")
+    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
+    loss, right, *_ = _linear_cross_entropy(hidden, weight, bias, labels, rows, wanted)
+    return loss, right
+
+
+def default_chunk_rows(hidden: Tensor, weight: Tensor) -> int:
+    """Rows of a chunk: at least MIN_CHUNK_ROWS, below which matrix products are slow; all chunks about as large."""
+    rows = max(1, hidden.shape[0])
+    budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
+    most = max(MIN_CHUNK_ROWS, budget // max(1, weight.shape[0] * hidden.element_size()))
+    chunks = -(-rows // most)
+    return -(-rows // chunks)
+
+
+def _check_projection(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if hidden.dim() != 2 or not hidden.is_floating_point():
+        raise ValueError(f"hidden is {_shown(hidden)}; it must be [M, D] of a floating type")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.dtype != hidden.dtype:
+        raise ValueError(f"weight is {_shown(weight)}; it must be [V, {hidden.shape[1]}] {hidden.dtype}, as hidden")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype):
+        raise ValueError(f"bias is {_shown(bias)}; it must be [{weight.shape[0]}] {hidden.dtype}, as weight")
+
+
+def _check_labels(labels: Tensor, rows: Tensor) -> None:
+    if labels.shape != rows.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"labels are {_shown(labels)}; they must be [{rows.shape[0]}] torch.int64, one for each row")
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {tensor.dtype}"
+
+
+def _check_columns(labels: Tensor, width: int) -> None:
+    """On a CPU alone: a GPU would have to be waited for."""
+    if labels.device.type != "cpu" or not labels.numel():
+        return
+    wrong = labels[((labels < 0) | (labels >= width)) & (labels != IGNORE_INDEX)]
+    if wrong.numel():
+        raise ValueError(
+            f"a label is {int(wrong[0])}; labels must be columns of the logits, 0 to {width - 1}, or {IGNORE_INDEX} "
+            "for rows that do not count"
+        )
+
+
+@torch.library.custom_op("kernels::cross_entropy", mutates_args=())
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum of the losses, how many labels are right, and maximum and total [M] of the rows of logits [M, V]."""
+    _check_columns(labels, logits.shape[1])
+    backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], dtype=logits.dtype)
+    losses, right, maximum, total = _forward(backend, _packed(logits), labels.contiguous())
+    return _sum(losses), right.sum(), maximum, total
+
+
+@_cross_entropy.register_fake
+def _empty_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    compute = _compute_type(logits)
+    maximum, total = (logits.new_empty(logits.shape[0], dtype=compute) for _ in range(2))
+    return logits.new_empty((), dtype=compute), labels.new_empty(()), maximum, total
+
+
+@torch.library.custom_op("kernels::cross_entropy_gradient", mutates_args=())
+def _cross_entropy_gradient(logits: Tensor, labels: Tensor, maximum: Tensor, total: Tensor, upstream: Tensor) -> Tensor:
+    """upstream * (softmax - onehot): [M, V]."""
+    backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], dtype=logits.dtype)
+    if backend == "reference":
+        return reference.cross_entropy_backward(logits, labels, maximum, total, upstream)
+    gradient = _empty_gradient(logits, labels, maximum, total, upstream)
+    load(backend).cross_entropy_backward(
+        _packed(logits), labels.contiguous(), maximum, total, upstream.float().reshape(1), gradient,
+        _blocks(backend, logits),
+    )  # fmt: skip
+    return gradient
+
+
+@_cross_entropy_gradient.register_fake
+def _empty_gradient(logits: Tensor, labels: Tensor, maximum: Tensor, total: Tensor, upstream: Tensor) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _keep_logits(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+    _, right, maximum, total = output
+    ctx.save_for_backward(*inputs, maximum, total)
+    ctx.mark_non_differentiable(right, maximum, total)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+    if upstream is None:
+        return None, None
+    return _cross_entropy_gradient(*ctx.saved_tensors, upstream), None
+
+
+_cross_entropy.register_autograd(_backward, setup_context=_keep_logits)
+
+
+@torch.library.custom_op("kernels::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_rows: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The sum of the losses, how many labels are right, and ``gradient_scale`` times the gradients.
+
+    Those of hidden [M, D] are in its type, those of weight [V, D] and bias [V] in that of the computation; what is not
+    wanted has no elements.
+    """
+    rows, width = hidden.shape[0], weight.shape[0]
+    _check_columns(labels, width)
+    backend = choose(LINEAR_CROSS_ENTROPY, hidden.device, width=width, dtype=hidden.dtype)
+    loss, _, dhidden, dweight, dbias = _empty_projection(hidden, weight, bias, labels, chunk_rows, wanted)
+    losses, rights = hidden.new_empty(rows, dtype=loss.dtype), labels.new_empty(rows, dtype=torch.int32)
+    hidden, labels = hidden.contiguous(), labels.contiguous()
+    buffer = hidden.new_empty(min(chunk_rows, rows), width)
+    if rows == 0:
+        dweight.zero_(), dbias.zero_()
+    for begin in range(0, rows, chunk_rows):
+        chunk = slice(begin, begin + chunk_rows)
+        part = hidden[chunk]
+        logits = _project(part, weight, bias, buffer[: len(part)])
+        losses[chunk], rights[chunk], *_ = _forward(backend, logits, labels[chunk], gradient=any(wanted))
+        if wanted[0]:
+            torch.mm(logits, weight, out=dhidden[chunk])
+        if wanted[1]:
+            _add_product(dweight, logits, part, first=begin == 0)
+        if wanted[2]:
+            _add_columns(dbias, logits, first=begin == 0)
+    return _sum(losses), rights.sum(), dhidden, dweight, dbias
+
+
+@_linear_cross_entropy.register_fake
+def _empty_projection(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_rows: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    compute = _compute_type(hidden)
+    return (
+        hidden.new_empty((), dtype=compute),
+        labels.new_empty(()),
+        hidden.new_empty(hidden.shape if wanted[0] else 0),
+        hidden.new_empty(weight.shape if wanted[1] else 0, dtype=compute),
+        hidden.new_empty(weight.shape[0] if wanted[2] else 0, dtype=compute),
+    )
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, _, _, _, _, ctx.wanted = inputs
+    _, right, *gradients = output
+    ctx.save_for_backward(*gradients)
+    ctx.mark_non_differentiable(right, *gradients)
+    ctx.set_materialize_grads(False)
+    ctx.scale = gradient_scale(hidden.dtype)
+
+
+def _linear_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 6
+    # Gradients of parameters leave in fp32: autograd rounds them to the parameter's type, or to its grad_dtype.
+    factor = upstream / ctx.scale
+    dhidden, dweight, dbias = ctx.saved_tensors
+    return (
+        (dhidden.to(factor.dtype) * factor).to(dhidden.dtype) if ctx.wanted[0] else None,
+        dweight * factor if ctx.wanted[1] else None,
+        dbias * factor if ctx.wanted[2] else None,
+        *[None] * 3,
+    )
+
+
+_linear_cross_entropy.register_autograd(_linear_backward, setup_context=_keep_gradients)
+
+
+def gradient_scale(dtype: torch.dtype) -> float:
+    """What gradients of logits of a type are multiplied by while they are in that type."""
+    return FP16_SCALE if dtype == torch.float16 else 1.0
+
+
+def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """hidden [C, D] @ weight.T + bias: [C, V]."""
+    if bias is None:
+        return torch.mm(hidden, weight.t(), out=out)
+    return torch.addmm(bias, hidden, weight.t(), out=out)
+
+
+def _forward(
+    backend: str, logits: Tensor, labels: Tensor, gradient: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """losses, whether labels are right, maximum and total: [C]; the gradient, where wanted, replaces the logits."""
+    scale = gradient_scale(logits.dtype)
+    if backend == "reference":
+        losses, maximum, total, right = reference.cross_entropy_forward(logits, labels)
+        if gradient:
+            logits.copy_(reference.cross_entropy_backward(logits, labels, maximum, total, losses.new_tensor(scale)))
+        return losses, right, maximum, total
+    losses, maximum, total = (logits.new_empty(len(labels), dtype=torch.float32) for _ in range(3))
+    right = labels.new_empty(len(labels), dtype=torch.int32)
+    load(backend).cross_entropy_forward(
+        logits, labels, losses, maximum, total, right, logits if gradient else logits.new_empty(0), scale,
+        _blocks(backend, logits),
+    )  # fmt: skip
+    return losses, right, maximum, total
+
+
+def _add_product(total: Tensor, dlogits: Tensor, hidden: Tensor, first: bool) -> None:
+    """Add dlogits.T @ hidden to a total [V, D]; ``first`` replaces what is there."""
+    if total.dtype == dlogits.dtype:
+        torch.addmm(total, dlogits.t(), hidden, beta=0 if first else 1, out=total)
+    elif total.is_cuda:
+        torch.addmm(total, dlogits.t(), hidden, out_dtype=total.dtype, beta=0 if first else 1, out=total)
+    else:
+        _add_product_by_slices(total, dlogits, hidden, first)
+
+
+def _add_product_by_slices(total: Tensor, dlogits: Tensor, hidden: Tensor, first: bool) -> None:
+    """On a CPU, whose products of 16-bit matrices are 16-bit: a slice of V at a time, in memory that is used again."""
+    if dlogits.dtype == torch.float16:  # a sum may exceed what fp16 holds, and the product is slow in it
+        hidden = hidden.float()
+    product = hidden.new_empty(min(SLICE, total.shape[0]), hidden.shape[1])
+    wide = torch.empty_like(product, dtype=total.dtype)
+    for begin in range(0, total.shape[0], SLICE):
+        part = total[begin : begin + SLICE]
+        torch.mm(dlogits[:, begin : begin + SLICE].t().to(hidden.dtype), hidden, out=product[: len(part)])
+        if first:
+            part.copy_(product[: len(part)])
+        else:
+            part.add_(wide[: len(part)].copy_(product[: len(part)]))
+
+
+def _add_columns(total: Tensor, dlogits: Tensor, first: bool) -> None:
+    """Add the sums of the columns of dlogits [C, V] to a total [V]."""
+    for begin in range(0, len(total), SLICE):
+        sums = dlogits[:, begin : begin + SLICE].sum(0, dtype=total.dtype)
+        part = total[begin : begin + SLICE]
+        part.copy_(sums) if first else part.add_(sums)
+
+
+def _sum(losses: Tensor) -> Tensor:
+    """In fp64, whose rounding does not show what order the sum was made in."""
+    return losses.sum(dtype=torch.float64).to(losses.dtype)
+
+
+def _compute_type(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _packed(logits: Tensor) -> Tensor:
+    """Contiguous, and where threads load 16 bytes at a time."""
+    logits = logits.contiguous()
+    return logits if logits.data_ptr() % ALIGNMENT == 0 else logits.clone()
+
+
+def _blocks(backend: str, logits: Tensor) -> int:
+    if backend == "cuda":
+        return BLOCKS_PER_PROCESSOR * torch.cuda.get_device_properties(logits.device).multi_processor_count
+    return EMULATOR_BLOCKS
