@@ -11,6 +11,7 @@ from kernels import apex
 from kernels.dispatch import Operation, choose, load
 from kernels.philox import checked_threshold
 from kernels.reference import norm as reference
+from kernels.tensors import packed, packed_or_none
 
 # R rows, W columns
 
@@ -139,8 +140,8 @@ def _norm(
         return y, z if adds else x.new_empty(0), mean, rstd
     y, z, mean, rstd = _empty_results(x, bias, residual, weight, shift, output, centre, eps, threshold, seed, site)
     load(backend).norm_forward(
-        x.contiguous(), _packed(bias), _packed(residual), weight.contiguous(), _packed(shift), z, y, mean, rstd, eps,
-        threshold, seed, site, _blocks(backend, x),
+        packed(x), packed_or_none(bias), packed_or_none(residual), packed(weight), packed_or_none(shift), z, y, mean,
+        rstd, eps, threshold, seed, site, _blocks(backend, x),
     )  # fmt: skip
     return y, z, mean, rstd
 
@@ -193,7 +194,7 @@ def _norm_gradients(
     dx, dresidual, dweight, dshift, dbias = _empty_gradients(dy, dz, z, weight, mean, rstd, threshold, seed, site)
     partial = z.new_empty(_blocks(backend, z), 3, z.shape[-1], dtype=torch.float32)
     load(backend).norm_backward(
-        dy.contiguous(), _packed(dz), z, weight.contiguous(), mean, rstd, dx, dresidual, dweight, dshift, dbias,
+        packed(dy), packed_or_none(dz), packed(z), packed(weight), mean, rstd, dx, dresidual, dweight, dshift, dbias,
         partial, threshold, seed, site,
     )  # fmt: skip
     return dx, dresidual, dweight, dshift, dbias
@@ -250,10 +251,6 @@ def _backward(context: Any, dy: Tensor | None, dz: Tensor | None, *_: Any) -> tu
 _norm.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-def _packed(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def _blocks(backend: str, x: Tensor) -> int:
     """Blocks that the rows are dealt to: fixed for a device and a size, so that sums have the same bits every time."""
     rows = max(1, x.shape[0])
@@ -301,7 +298,7 @@ def _dropout_add(x: Tensor, residual: Tensor | None, threshold: int, seed: Tenso
         return reference.dropout_add(x, residual, threshold, seed, site)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     load(backend).dropout_add(
-        x.contiguous(), _packed(residual), out, threshold, seed, site, ADD_BLOCKS_PER_ROW_BLOCK * _blocks(backend, x)
+        packed(x), packed_or_none(residual), out, threshold, seed, site, ADD_BLOCKS_PER_ROW_BLOCK * _blocks(backend, x)
     )
     return out
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from kernels import build, dispatch
+from kernels.activation import BIAS_GELU, GATED
 from kernels.cross_entropy import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
 from kernels.dispatch import Operation
 from kernels.embedding import EMBEDDING
 from kernels.norm import DROPOUT_ADD, NORM
 from kernels.optimizer import ADAMW, GRADIENT_NORM, LAMB
 
-OF_MODELS = (NORM, DROPOUT_ADD, EMBEDDING, LINEAR_CROSS_ENTROPY)
-OPERATIONS = (*OF_MODELS, CROSS_ENTROPY, GRADIENT_NORM, ADAMW, LAMB)
+OF_MODELS = (NORM, DROPOUT_ADD, BIAS_GELU, EMBEDDING, LINEAR_CROSS_ENTROPY)
+OPERATIONS = (*OF_MODELS, GATED, CROSS_ENTROPY, GRADIENT_NORM, ADAMW, LAMB)
 LIBRARIES = ("cpu", "cuda", "emulator")
 
 

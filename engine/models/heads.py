@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine.config.arch import ArchConfig, padded_vocab_size
 from engine.models.dropout import dropout
-from engine.models.layers import ACTIVATION_FUNCTIONS, LayerNorm, Linear
+from engine.models.layers import ActivatedLinear, LayerNorm, Linear
 from engine.models.layout import PackedLayout
 
 # N tokens in the packed batch, M of them predicted, S sequences, D hidden_size, Vp padded vocabulary
@@ -21,15 +21,14 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, arch: ArchConfig) -> None:
         super().__init__()
-        self.dense = Linear(arch.hidden_size, arch.hidden_size)
-        self.activation = ACTIVATION_FUNCTIONS[arch.activation]
+        self.dense = ActivatedLinear(arch.hidden_size, arch.hidden_size, arch.activation)
         self.norm = LayerNorm(arch.hidden_size, arch.norm_eps)
         self.bias = nn.Parameter(torch.zeros(padded_vocab_size(arch.vocab_size)))
         self.register_buffer("padding_bias", padding_bias(arch.vocab_size), persistent=False)
 
     def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
         """Predict tokens: hidden [M, D] and the word embedding [Vp, D] to logits [M, Vp], -inf for padding."""
-        hidden = self.norm(self.activation(self.dense(hidden)))  # [M, D]
+        hidden = self.norm(self.dense(hidden))  # [M, D]
         bias = self.bias + self.padding_bias.to(self.bias.dtype)  # [Vp]; DeepSpeed keeps buffers in fp32
         return F.linear(hidden, word_embedding, bias)
 

@@ -10,12 +10,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from engine.models.dropout import dropout, uses_kernel
+from kernels.activation import BIAS_GELU, bias_gelu
 from kernels.norm import NORM, norm
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
+APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 class Linear(nn.Linear):
@@ -25,6 +27,23 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+class ActivatedLinear(Linear):
+    """A linear map and an activation, in one module: at ZeRO stage 3 the bias is whole only in its module's forward.
+
+    Where it is ahead, a kernel adds the bias and activates in one pass (``kernels.activation``).
+    """
+
+    def __init__(self, in_features: int, out_features: int, activation: str) -> None:
+        super().__init__(in_features, out_features)
+        self.activation = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        if uses_kernel(BIAS_GELU, hidden.device):
+            return bias_gelu(F.linear(hidden, self.weight), self.bias, APPROXIMATE[self.activation])
+        return ACTIVATION_FUNCTIONS[self.activation](super().forward(hidden))
 
 
 class Embedding(nn.Embedding):

@@ -9,7 +9,7 @@ from engine.config.arch import ArchConfig
 from engine.models.attention import Attention
 from engine.models.dropout import draw_seed, dropout_add
 from engine.models.embeddings import Embeddings
-from engine.models.layers import ACTIVATION_FUNCTIONS, AddNorm, LayerNorm, Linear
+from engine.models.layers import ActivatedLinear, AddNorm, LayerNorm, Linear
 from engine.models.layout import PackedLayout
 
 SITES_OF_A_LAYER = 2  # calls of dropout, each with masks of its own
@@ -102,10 +102,9 @@ class MLP(nn.Module):
 
     def __init__(self, arch: ArchConfig) -> None:
         super().__init__()
-        self.up = Linear(arch.hidden_size, arch.intermediate_size)
-        self.activation = ACTIVATION_FUNCTIONS[arch.activation]
+        self.up = ActivatedLinear(arch.hidden_size, arch.intermediate_size, arch.activation)
         self.down = Linear(arch.intermediate_size, arch.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[N, D] to [N, D] by way of [N, I]."""
-        return self.down(self.activation(self.up(hidden)))
+        return self.down(self.up(hidden))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -194,6 +194,24 @@ def test_sizes_that_a_backend_does_not_take(backend, width, use, ran, caplog):
     assert set(ran) == {"reference"}
     run(made)
     assert caplog.text.count(f"width {width} is no multiple of 8 up to 8192; torch's own operators run") == 1
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulator", CUDA])
+@pytest.mark.parametrize("without", [(), ("bias", "residual", "shift")], ids=str)
+def test_views_that_are_not_packed(backend, without, use, ran):
+    use(backend)
+    made = case((7, 64), backend, without=without)
+    expected = run(made)
+    leaves = {**made.leaves(), "dy": made.dy, "dz": made.dz}
+    odd = {
+        name: torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape) for name, value in leaves.items()
+    }
+    assert all(value.data_ptr() % 16 for value in odd.values())
+    strided = {name: value.T.contiguous().T for name, value in leaves.items() if value.dim() == 2}
+    for same in (odd, strided):
+        found = run(replace(made, **same))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert set(ran) == {backend}
 
 
 def test_gradients_of_the_reference_in_float64():

@@ -1,6 +1,7 @@
 // The kernels as torch operators, on torch's stable ABI: one build serves torch 2.11 and later.
 //
 // Compiled for each library: KERNELS_CPU, KERNELS_EMULATOR (the CUDA kernels on the host), or neither for CUDA.
+#include "activation.h"
 #include "cross_entropy.h"
 #include "embedding.h"
 #include "norm.h"
@@ -24,6 +25,8 @@ STABLE_TORCH_LIBRARY(KERNELS_NAMESPACE, library) {
   library.def(kAdamW);
   library.def(kLambMoments);
   library.def(kLambStep);
+  library.def(kActivationForward);
+  library.def(kActivationBackward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(KERNELS_NAMESPACE, KERNELS_KEY, library) {
@@ -42,6 +45,8 @@ STABLE_TORCH_LIBRARY_IMPL(KERNELS_NAMESPACE, KERNELS_KEY, library) {
   library.impl("adamw", TORCH_BOX(&adamw));
   library.impl("lamb_moments", TORCH_BOX(&lamb_moments));
   library.impl("lamb_step", TORCH_BOX(&lamb_step));
+  library.impl("activation_forward", TORCH_BOX(&activation_forward));
+  library.impl("activation_backward", TORCH_BOX(&activation_backward));
 }
 
 }  // namespace kernels
