@@ -135,7 +135,7 @@ def _norm(
         return y, z if z is not x else x.new_empty(0), mean, rstd
     if backend == "apex":
         z = reference.add(x, bias, residual, threshold, seed, site).contiguous()
-        y, mean, rstd = apex.norm_forward(z, weight.contiguous(), _packed(shift), centre, eps)
+        y, mean, rstd = apex.norm_forward(z, weight.contiguous(), packed_or_none(shift), centre, eps)
         adds = bias is not None or residual is not None or threshold > 0
         return y, z if adds else x.new_empty(0), mean, rstd
     y, z, mean, rstd = _empty_results(x, bias, residual, weight, shift, output, centre, eps, threshold, seed, site)
