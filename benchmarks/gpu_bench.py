@@ -46,7 +46,11 @@ class Benchmark:
 
 
 ENGINE = ("torch", "deepspeed", "jsonargparse", "h5py", "tokenizers")
-BENCHMARKS = (Benchmark("train", ("benchmarks/train.py", "--device", "cuda"), needs=(*ENGINE, "transformers")),)
+KERNELS = ("benchmarks/kernels.py", "--device", "cuda", "--limit", "270", "--write")
+BENCHMARKS = (
+    Benchmark("kernels", KERNELS, needs=("torch",), limit=330),
+    Benchmark("train", ("benchmarks/train.py", "--device", "cuda"), needs=(*ENGINE, "transformers")),
+)
 
 
 @dataclass

@@ -68,7 +68,9 @@ def choose(operation: Operation, device: torch.device, **sizes: Any) -> str:
     else:
         name = "reference"
     if reasons and requested() != "reference" and (name == "reference" or names[0] != name):
-        _say_once(f"{'; '.join(reasons)}; {'torch operators' if name == 'reference' else name} run")
+        why = "; ".join(reasons)
+        what = "" if why.startswith(operation.name) else f"{operation.name}: "
+        _say_once(f"{what}{why}; {'torch operators run' if name == 'reference' else f'{name} runs'}")
     return name
 
 

@@ -2,8 +2,8 @@
 
     python3 tools/gpu_test.py [more arguments for pytest]
 
-Results go to runs/gpu-test/. Only files that have such tests are collected, so that libraries which only others need
-may be missing.
+The kernels' tests come first. Results go to runs/gpu-test/: a line of JSON for each test when it ends, and JUnit's XML
+at the end. Only files that have such tests are collected, so that libraries which only others need may be missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_SECONDS = 8 * 60
+LIMIT_SECONDS = 7.8 * 60
 OPTIONAL = ("deepspeed", "hdf5plugin", "jsonargparse", "transformers")
 
 
@@ -29,11 +29,12 @@ def missing_libraries() -> list[str]:
 
 
 def gpu_test_files() -> list[Path]:
-    """Return the test files with tests marked gpu."""
+    """Return the test files with tests marked gpu, those of the kernels first."""
     marked = re.compile(r"\bmark\.gpu\b")
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    kernels = ROOT / "tests" / "kernels"
+    files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: (kernels not in path.parents, path))
     files.remove(ROOT / "tests" / "test_conftest.py")  # it only speaks of the mark
-    return [path for path in files if marked.search(path.read_text(encoding="utf-8"))]
+    return [path for path in files if kernels in path.parents or marked.search(path.read_text(encoding="utf-8"))]
 
 
 def describe_gpu() -> str:
@@ -42,8 +43,9 @@ def describe_gpu() -> str:
     Raises:
         SystemExit: without torch or a CUDA device, saying what is missing.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise SystemExit(f"error: {sys.executable} has no torch; name another interpreter: make gpu-test PYTHON=...")
+    for name in ("torch", "pytest"):
+        if importlib.util.find_spec(name) is None:
+            raise SystemExit(f"error: {sys.executable} has no {name}; name another: make gpu-test PYTHON=...")
     import torch
 
     if not torch.cuda.is_available():
@@ -59,14 +61,19 @@ def main() -> int:
     if not files:
         print("gpu-test: this version has no tests that need a GPU")
         return 0
-    results = ROOT / "runs" / "gpu-test" / f"{time.strftime('%Y%m%d-%H%M%S')}.xml"
+    results = ROOT / "runs" / "gpu-test" / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={results}", *map(str, files), *sys.argv[1:]]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    reports = [f"--junitxml={results.with_suffix('.xml')}", "-p", "tools.json_lines"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *reports, *map(str, files), *sys.argv[1:]]
+    environment = {**os.environ, "JSON_LINES": str(results)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         code = process.wait(LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
-        print(f"gpu-test: stopped after {LIMIT_SECONDS} s", file=sys.stderr)
+        print(
+            f"gpu-test: stopped after {LIMIT_SECONDS:.0f} s; {results.relative_to(ROOT)} has what ended",
+            file=sys.stderr,
+        )
         return 124
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -73,7 +73,7 @@ def test_sizes_go_to_the_next_backend_and_that_is_said_once(machine, caplog):
             assert choose(OP, GPU, width=5) == "apex"
             assert choose(OP, GPU, width=11) == choose(OP, CPU, width=5) == "reference"
     assert caplog.messages == [
-        "kernels: op on cuda: width 5 is odd; apex run",
+        "kernels: op on cuda: width 5 is odd; apex runs",
         "kernels: op on cuda: width 11 is odd; op on apex: width 11 is above 8; torch operators run",
         "kernels: op on cpu: width 5 is odd; torch operators run",
     ]
@@ -84,7 +84,9 @@ def test_what_is_not_there_is_named(machine, caplog):
     assert explain(OP, GPU) == ("reference", "cuda, but there is no nvcc; apex, which is not installed")
     with caplog.at_level(logging.WARNING, "kernels"):
         assert choose(OP, GPU, width=4) == "reference"
-    assert caplog.messages == ["kernels: cuda, but there is no nvcc; apex, which is not installed; torch operators run"]
+    assert caplog.messages == [
+        "kernels: op: cuda, but there is no nvcc; apex, which is not installed; torch operators run"
+    ]
 
 
 def test_forced(machine, monkeypatch, caplog):

@@ -4,7 +4,6 @@
 // -inf gives 0, +inf itself, and a NaN stays one.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -50,13 +49,10 @@ KERNELS_HD float reciprocal(float x) {
 #endif
 }
 
-// Keeps a product with an underflown factor 0, where infinity times 0 would be NaN.
-KERNELS_HD float bounded(float h) { return h > kSaturated ? kSaturated : h; }
-
 // h Phi(h), Phi the normal distribution (Hendrycks and Gimpel 2016, arXiv:1606.08415). Phi(-a) = exp(-a^2 / 2) t P(t)
 // with t = 1 / (1 + 0.35 a), as Abramowitz and Stegun 7.1.26; P is minimax for a in [0, 13.5], relative error 3e-8.
-KERNELS_HD Activated gelu(float h) {
-  const float a = fabsf(h);
+KERNELS_HD Activated gelu(float h, float bounded) {
+  const float a = bounded < 0.0f ? -bounded : bounded;
   const float power = power_of_two(a * a * (-0.5f * kLog2E));
   const float t = reciprocal(1.0f + 0.35f * a);
   float tail = -0.0291259343f;
@@ -69,30 +65,31 @@ KERNELS_HD Activated gelu(float h) {
   tail = tail * t + 0.139859088f;
   tail = tail * t + 0.13962157f;
   tail *= t * power;
-  const float share = h < 0.0f ? tail : 1.0f - tail;
-  return {h * share, share + bounded(h) * (power * 0.398942280f)};
+  const float share = bounded < 0.0f ? tail : 1.0f - tail;
+  return {h * share, share + bounded * (power * 0.398942280f)};
 }
 
 // h sigmoid(u), for u of the sign of h and du its derivative.
-KERNELS_HD Activated sigmoid_gate(float h, float u, float du) {
-  const float power = power_of_two(-fabsf(u) * kLog2E);
+KERNELS_HD Activated sigmoid_gate(float h, float bounded, float u, float du) {
+  const float power = power_of_two((u < 0.0f ? u : -u) * kLog2E);
   const float larger = reciprocal(1.0f + power), smaller = power * larger;
   const float share = u < 0.0f ? smaller : larger;
-  return {h * share, share + bounded(h) * (smaller * larger * du)};
+  return {h * share, share + bounded * (smaller * larger * du)};
 }
 
 template <Activation kKind>
 KERNELS_HD Activated activate(float x) {
   const float h = x < -kSaturated ? -kSaturated : x;
+  const float bounded = h > kSaturated ? kSaturated : h;
   if constexpr (kKind == Activation::kGelu) {
-    return gelu(h);
+    return gelu(h, bounded);
   } else if constexpr (kKind == Activation::kGeluTanh) {
     // sigmoid(2 z) = (1 + tanh z) / 2, z = sqrt(2 / pi) (h + 0.044715 h^3)
     constexpr float kFactor = 1.59576912f, kCube = 0.0713548163f;
-    const float square = bounded(h) * bounded(h);
-    return sigmoid_gate(h, h * (kFactor + kCube * h * h), kFactor + 3.0f * kCube * square);
+    const float square = bounded * bounded;
+    return sigmoid_gate(h, bounded, bounded * (kFactor + kCube * square), kFactor + 3.0f * kCube * square);
   } else {
-    return sigmoid_gate(h, h, 1.0f);
+    return sigmoid_gate(h, bounded, bounded, 1.0f);
   }
 }
 
