@@ -42,13 +42,23 @@ def run_driver(program: Path, schedule: str = "0") -> subprocess.CompletedProces
     return subprocess.run([program], env=env, capture_output=True, text=True, check=False, timeout=200)
 
 
+def cuda_source(operation: str) -> str:
+    """The CUDA source of an operation, with the headers that have barriers in it."""
+    text = (build.SOURCES / "cuda" / f"{operation}.cu").read_text()
+    for header in (build.SOURCES / "common").glob("*.h"):
+        if BARRIER.search(header.read_text()):
+            inside = header.read_text().replace("#pragma once\n", "")
+            text = text.replace(f'#include "../common/{header.name}"\n', inside)
+    return text
+
+
 def barriers(operation: str) -> list[int]:
     """Numbers of the barriers in an operation's CUDA source."""
-    return list(range(len(BARRIER.findall((build.SOURCES / "cuda" / f"{operation}.cu").read_text()))))
+    return list(range(len(BARRIER.findall(cuda_source(operation)))))
 
 
 def without_barrier(operation: str, number: int, instead: str = "") -> str:
     """The CUDA source of an operation whose barrier ``number`` is replaced."""
-    text = (build.SOURCES / "cuda" / f"{operation}.cu").read_text()
+    text = cuda_source(operation)
     found = list(BARRIER.finditer(text))[number]
     return text[: found.start()] + instead + text[found.end() :]

@@ -14,6 +14,7 @@ from tests.kernels.emulated import (
     SCHEDULES,
     barriers,
     compile_driver,
+    cuda_source,
     run_driver,
     without_barrier,
 )
@@ -56,7 +57,7 @@ def test_a_missing_barrier_is_caught(operation, number, right, tmp_path):
 
 
 def test_a_barrier_that_some_threads_never_reach_is_named(tmp_path):
-    barrier = BARRIER.search((build.SOURCES / "cuda" / "norm.cu").read_text())
+    barrier = BARRIER.search(cuda_source("norm"))
     assert barrier is not None
     mutant = without_barrier("norm", 0, f"if (threadIdx.x != 5) {barrier.group()}")
     done = run_driver(compile_driver("norm", tmp_path, mutant))

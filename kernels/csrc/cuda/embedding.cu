@@ -1,45 +1,22 @@
 // Embedding sum, LayerNorm and dropout in one pass, their gradients in another, and those of the tables.
 //
-// A row stays in registers: a warp takes a row of up to 1,024 columns, a block of 256 threads one of up to 8,192. It is
-// not kept for the backward pass: to read it once more from the tables costs what a read of the sum would, and saves
-// the write. Gradients of parameters are added up as in norm.cu; those of tables by runs of equal sorted ids, a warp
-// taking 256 columns of a piece of them (../common/embedding.h): no atomics, the same bits every time.
+// The sum is not kept for the backward pass: to read it once more from the tables costs what a read of it would, and
+// saves the write. Rows, and the norm's parameter gradients: ../common/rows.h. Gradients of tables are sums of runs of
+// equal sorted ids, a warp taking 256 columns of a piece of them (../common/embedding.h): no atomics, the same bits
+// every time.
 #include "../common/embedding.h"
 
 #include <limits>
 
-#include "../common/portable.h"
+#include "../common/rows.h"
 
 namespace kernels {
 namespace {
 
-constexpr int kPacksPerThread = 4;
-constexpr int kNarrowThreads = 128;  // four rows a block
-constexpr int kWideThreads = 256;    // one row a block
-constexpr int64_t kNarrowWidth = kWarp * kPacksPerThread * kPack;
-constexpr int64_t kWideWidth = kWideThreads * kPacksPerThread * kPack;
-constexpr int kMaxWarps = kWideThreads / kWarp;
-constexpr int64_t kReduceThreads = 128;
 constexpr int64_t kRunThreads = 128;
 constexpr int kAhead = 4;   // rows of a run that are on their way at once
 constexpr int kShares = 8;  // the same of pieces' sums
 constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
-
-// Sum over the threads of a row: a warp, or the whole block.
-template <int kThreadsPerRow>
-__device__ __forceinline__ float row_sum(float value, float* shared) {
-  value = warp_sum(value);
-  if constexpr (kThreadsPerRow > kWarp) {
-    const int warp = threadIdx.x / kWarp;
-    __syncthreads();  // the numbers of the last sum have been read
-    if (threadIdx.x % kWarp == 0) shared[warp] = value;
-    __syncthreads();
-    value = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kThreadsPerRow / kWarp; ++i) value += shared[i];
-  }
-  return value;
-}
 
 // The ids of a row; -1 where one is beyond its table.
 struct Ids {
@@ -73,7 +50,7 @@ __device__ __forceinline__ void sum_of_tables(const EmbeddingTables& from, const
 }
 
 template <class T, int kThreadsPerRow>
-__global__ void __launch_bounds__(kThreadsPerRow == kWarp ? kNarrowThreads : kWideThreads)
+__global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
     embedding_forward(const EmbeddingForward args) {
   __shared__ float shared[kMaxWarps];
   const int lane = threadIdx.x % kThreadsPerRow;
@@ -172,33 +149,8 @@ __device__ __forceinline__ void backward_row(const EmbeddingBackward& args, int6
   }
 }
 
-// Adds the sums of the rows of a block, one after the other, and writes them to the block's part of `partial`.
-template <int kThreadsPerRow>
-__device__ __forceinline__ void write_sums(const EmbeddingBackward& args, int lane,
-                                           const float (&values)[kPacksPerThread][kPack], float* shared, int64_t which) {
-  const int64_t packs = args.width / kPack;
-  float* out = args.partial + (static_cast<int64_t>(blockIdx.x) * 2 + which) * args.width;
-  const int rows_per_block = blockDim.x / kThreadsPerRow, own = threadIdx.x / kThreadsPerRow;
-  for (int turn = 0; turn < rows_per_block; ++turn) {
-    if (own == turn) {
-#pragma unroll
-      for (int j = 0; j < kPacksPerThread; ++j) {
-        const int64_t pack = lane + j * kThreadsPerRow;
-        if (pack >= packs) continue;
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          float* cell = (rows_per_block > 1 ? shared : out) + pack * kPack + i;
-          *cell = (turn > 0 ? *cell : 0.0f) + values[j][i];
-          if (rows_per_block > 1 && turn == rows_per_block - 1) out[pack * kPack + i] = *cell;
-        }
-      }
-    }
-    __syncthreads();
-  }
-}
-
 template <class T, int kThreadsPerRow>
-__global__ void __launch_bounds__(kThreadsPerRow == kWarp ? kNarrowThreads : kWideThreads)
+__global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
     embedding_backward(const EmbeddingBackward args) {
   __shared__ float shared[kMaxWarps];
   __shared__ float columns[kThreadsPerRow == kWarp ? kNarrowWidth : 1];
@@ -209,17 +161,14 @@ __global__ void __launch_bounds__(kThreadsPerRow == kWarp ? kNarrowThreads : kWi
        row < args.count; row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
     backward_row<T, kThreadsPerRow>(args, row, lane, shared, sums);
   }
-  write_sums<kThreadsPerRow>(args, lane, sums.weight, columns, 0);
-  write_sums<kThreadsPerRow>(args, lane, sums.shift, columns, 1);
+  const int64_t packs = args.width / kPack;
+  float* out = args.partial + static_cast<int64_t>(blockIdx.x) * 2 * args.width;
+  write_sums<kThreadsPerRow>(out, packs, lane, sums.weight, columns);
+  write_sums<kThreadsPerRow>(out + args.width, packs, lane, sums.shift, columns);
 }
 
-// Adds up the blocks' sums of a column in their order.
-__global__ void __launch_bounds__(kReduceThreads) reduce_blocks(const EmbeddingBackward args) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  if (column >= args.width) return;
-  float total = 0.0f;
-  for (int64_t block = 0; block < args.blocks; ++block) total += args.partial[(block * 2 + blockIdx.y) * args.width + column];
-  (blockIdx.y == 0 ? args.dweight : args.dshift)[column] = total;
+__global__ void __launch_bounds__(kReduceThreads) embedding_reduce(const EmbeddingBackward args) {
+  reduce_blocks(args.partial, args.blocks, args.width, blockIdx.y == 0 ? args.dweight : args.dshift);
 }
 
 // What a warp has to do with a table: 32 packs of a piece of its ids.
@@ -328,14 +277,10 @@ __global__ void __launch_bounds__(kRunThreads) join_pieces(const EmbeddingRuns a
   store(static_cast<T*>(runs.out), id * runs.packs + runs.pack, total);
 }
 
-int64_t rows_per_block(int64_t width) { return width <= kNarrowWidth ? kNarrowThreads / kWarp : 1; }
-
-bool takes(int64_t width) { return width > 0 && width % kPack == 0 && width <= kWideWidth; }
-
 }  // namespace
 
 KERNELS_EXPORT int32_t kernels_embedding_forward(const EmbeddingForward* args, int64_t blocks, void* stream) {
-  if (!takes(args->width)) return kUnsupported;
+  if (!fits_registers(args->width)) return kUnsupported;
   if (args->count == 0) return kOk;
   const int64_t needed = (args->count + rows_per_block(args->width) - 1) / rows_per_block(args->width);
   const dim3 grid(static_cast<unsigned>(needed < blocks ? needed : blocks));
@@ -351,7 +296,7 @@ KERNELS_EXPORT int32_t kernels_embedding_forward(const EmbeddingForward* args, i
 }
 
 KERNELS_EXPORT int32_t kernels_embedding_backward(const EmbeddingBackward* args, void* stream) {
-  if (!takes(args->width)) return kUnsupported;
+  if (!fits_registers(args->width)) return kUnsupported;
   const dim3 grid(static_cast<unsigned>(args->blocks));
   return with_type(args->type, [&](auto zero) -> int32_t {
     using T = decltype(zero);
@@ -360,8 +305,7 @@ KERNELS_EXPORT int32_t kernels_embedding_backward(const EmbeddingBackward* args,
     } else {
       KERNELS_LAUNCH((embedding_backward<T, kWideThreads>), grid, dim3(kWideThreads), 0, stream, *args);
     }
-    const int64_t column_blocks = (args->width + kReduceThreads - 1) / kReduceThreads;
-    KERNELS_LAUNCH(reduce_blocks, dim3(static_cast<unsigned>(column_blocks), 2), dim3(kReduceThreads), 0, stream, *args);
+    KERNELS_LAUNCH(embedding_reduce, reduce_grid(args->width, 2), dim3(kReduceThreads), 0, stream, *args);
     return KERNELS_LAUNCH_STATUS();
   });
 }

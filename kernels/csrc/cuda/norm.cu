@@ -1,42 +1,17 @@
 // Bias, dropout, residual and LayerNorm or RMSNorm in one pass, and their gradients in another.
 //
-// A row stays in registers: a warp takes a row of up to 1,024 columns, a block of 256 threads one of up to 8,192. The
-// variance is that of the centred row, in fp32. Parameter gradients are summed in registers over the rows of a block,
-// written once a block, and added up by a second kernel in the order of blocks: the same bits every time.
+// The variance is that of the centred row, in fp32. Rows, and sums over them for the parameters: ../common/rows.h.
 #include "../common/norm.h"
 
-#include "../common/portable.h"
+#include "../common/rows.h"
 
 namespace kernels {
 namespace {
 
-constexpr int kPacksPerThread = 4;
-constexpr int kNarrowThreads = 128;  // four rows a block
-constexpr int kWideThreads = 256;    // one row a block
-constexpr int64_t kNarrowWidth = kWarp * kPacksPerThread * kPack;
-constexpr int64_t kWideWidth = kWideThreads * kPacksPerThread * kPack;
-constexpr int kMaxWarps = kWideThreads / kWarp;
-constexpr int64_t kReduceThreads = 128;
 constexpr int64_t kAddThreads = 256;
 
-// Sum over the threads of a row: a warp, or the whole block.
-template <int kThreadsPerRow>
-__device__ __forceinline__ float row_sum(float value, float* shared) {
-  value = warp_sum(value);
-  if constexpr (kThreadsPerRow > kWarp) {
-    const int warp = threadIdx.x / kWarp;
-    __syncthreads();  // the numbers of the last sum have been read
-    if (threadIdx.x % kWarp == 0) shared[warp] = value;
-    __syncthreads();
-    value = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kThreadsPerRow / kWarp; ++i) value += shared[i];
-  }
-  return value;
-}
-
 template <class In, class Out, int kThreadsPerRow>
-__global__ void __launch_bounds__(kThreadsPerRow == kWarp ? kNarrowThreads : kWideThreads)
+__global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
     norm_forward(const NormForward args) {
   __shared__ float shared[kMaxWarps];
   const int lane = threadIdx.x % kThreadsPerRow;
@@ -159,33 +134,8 @@ __device__ __forceinline__ void backward_row(const NormBackward& args, int64_t r
   }
 }
 
-// Adds the sums of the rows of a block, one after the other, and writes them to the block's part of `partial`.
-template <int kThreadsPerRow>
-__device__ __forceinline__ void write_sums(const NormBackward& args, int lane, const float (&values)[kPacksPerThread][kPack],
-                                           float* shared, int64_t which) {
-  const int64_t packs = args.width / kPack;
-  float* out = args.partial + (static_cast<int64_t>(blockIdx.x) * 3 + which) * args.width;
-  const int rows_per_block = blockDim.x / kThreadsPerRow, own = threadIdx.x / kThreadsPerRow;
-  for (int turn = 0; turn < rows_per_block; ++turn) {
-    if (own == turn) {
-#pragma unroll
-      for (int j = 0; j < kPacksPerThread; ++j) {
-        const int64_t pack = lane + j * kThreadsPerRow;
-        if (pack >= packs) continue;
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          float* cell = (rows_per_block > 1 ? shared : out) + pack * kPack + i;
-          *cell = (turn > 0 ? *cell : 0.0f) + values[j][i];
-          if (rows_per_block > 1 && turn == rows_per_block - 1) out[pack * kPack + i] = *cell;
-        }
-      }
-    }
-    __syncthreads();
-  }
-}
-
 template <class In, class Out, int kThreadsPerRow>
-__global__ void __launch_bounds__(kThreadsPerRow == kWarp ? kNarrowThreads : kWideThreads)
+__global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
     norm_backward(const NormBackward args) {
   __shared__ float shared[kMaxWarps];
   __shared__ float columns[kThreadsPerRow == kWarp ? kNarrowWidth : 1];
@@ -196,20 +146,16 @@ __global__ void __launch_bounds__(kThreadsPerRow == kWarp ? kNarrowThreads : kWi
        row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
     backward_row<In, Out, kThreadsPerRow>(args, row, lane, shared, sums);
   }
-  write_sums<kThreadsPerRow>(args, lane, sums.weight, columns, 0);
-  if (args.dshift != nullptr) write_sums<kThreadsPerRow>(args, lane, sums.shift, columns, 1);
-  if (args.dbias != nullptr) write_sums<kThreadsPerRow>(args, lane, sums.bias, columns, 2);
+  const int64_t packs = args.width / kPack;
+  float* out = args.partial + static_cast<int64_t>(blockIdx.x) * 3 * args.width;
+  write_sums<kThreadsPerRow>(out, packs, lane, sums.weight, columns);
+  if (args.dshift != nullptr) write_sums<kThreadsPerRow>(out + args.width, packs, lane, sums.shift, columns);
+  if (args.dbias != nullptr) write_sums<kThreadsPerRow>(out + 2 * args.width, packs, lane, sums.bias, columns);
 }
 
-// Adds up the blocks' sums of a column in their order.
-__global__ void __launch_bounds__(kReduceThreads) reduce_blocks(const NormBackward args) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  float* const outputs[3] = {args.dweight, args.dshift, args.dbias};
-  float* out = outputs[blockIdx.y];
-  if (column >= args.width || out == nullptr) return;
-  float total = 0.0f;
-  for (int64_t block = 0; block < args.blocks; ++block) total += args.partial[(block * 3 + blockIdx.y) * args.width + column];
-  out[column] = total;
+__global__ void __launch_bounds__(kReduceThreads) norm_reduce(const NormBackward args) {
+  float* const out = blockIdx.y == 0 ? args.dweight : blockIdx.y == 1 ? args.dshift : args.dbias;
+  reduce_blocks(args.partial, args.blocks, args.width, out);
 }
 
 template <class T>
@@ -229,10 +175,6 @@ __global__ void __launch_bounds__(kAddThreads) dropout_add(const DropoutAdd args
   }
 }
 
-int64_t rows_per_block(int64_t width) { return width <= kNarrowWidth ? kNarrowThreads / kWarp : 1; }
-
-bool takes(int64_t width) { return width > 0 && width % kPack == 0 && width <= kWideWidth; }
-
 template <class Function>
 int32_t with_types(Type input, Type output, Function function) {
   return with_type(input, [&](auto in) { return with_type(output, [&](auto out) { return function(in, out); }); });
@@ -241,7 +183,7 @@ int32_t with_types(Type input, Type output, Function function) {
 }  // namespace
 
 KERNELS_EXPORT int32_t kernels_norm_forward(const NormForward* args, int64_t blocks, void* stream) {
-  if (!takes(args->width)) return kUnsupported;
+  if (!fits_registers(args->width)) return kUnsupported;
   if (args->rows == 0) return kOk;
   const int64_t needed = (args->rows + rows_per_block(args->width) - 1) / rows_per_block(args->width);
   const dim3 grid(static_cast<unsigned>(needed < blocks ? needed : blocks));
@@ -258,7 +200,7 @@ KERNELS_EXPORT int32_t kernels_norm_forward(const NormForward* args, int64_t blo
 }
 
 KERNELS_EXPORT int32_t kernels_norm_backward(const NormBackward* args, void* stream) {
-  if (!takes(args->width)) return kUnsupported;
+  if (!fits_registers(args->width)) return kUnsupported;
   const dim3 grid(static_cast<unsigned>(args->blocks));
   return with_types(args->input, args->output, [&](auto in, auto out) -> int32_t {
     using In = decltype(in);
@@ -268,8 +210,7 @@ KERNELS_EXPORT int32_t kernels_norm_backward(const NormBackward* args, void* str
     } else {
       KERNELS_LAUNCH((norm_backward<In, Out, kWideThreads>), grid, dim3(kWideThreads), 0, stream, *args);
     }
-    const int64_t column_blocks = (args->width + kReduceThreads - 1) / kReduceThreads;
-    KERNELS_LAUNCH(reduce_blocks, dim3(static_cast<unsigned>(column_blocks), 3), dim3(kReduceThreads), 0, stream, *args);
+    KERNELS_LAUNCH(norm_reduce, reduce_grid(args->width, 3), dim3(kReduceThreads), 0, stream, *args);
     return KERNELS_LAUNCH_STATUS();
   });
 }
