@@ -82,6 +82,11 @@ def is_wanted(operation: Operation, device: torch.device) -> bool:
     return requested() != "auto" or explain(operation, device)[0] != "reference"
 
 
+def has_kernel(operation: Operation, device: torch.device) -> bool:
+    """Whether an operation runs on anything but the reference, for what has no use for our contract, as optimizers."""
+    return explain(operation, device)[0] != "reference"
+
+
 def explain(operation: Operation, device: torch.device) -> tuple[str, str]:
     """The backend of an operation on a device, for sizes that it takes; and why it is not an earlier one.
 

@@ -21,8 +21,10 @@ CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm, and so do
 Piece = tuple[int, int, int]
 
 
-def _limit(gradients: Sequence[Tensor], kept: Sequence[Sequence[Tensor]] = ()) -> str | None:
-    """Why a list of gradients, and lists of weights and moments, are for the reference."""
+def _limit(
+    gradients: Sequence[Tensor], kept: Sequence[Sequence[Tensor]] = (), copies: Sequence[Tensor] = ()
+) -> str | None:
+    """Why a list of gradients, lists of weights and moments, and copies of weights are for the reference."""
     types = {gradient.dtype for gradient in gradients}
     if len(types) > 1:
         return f"gradients are of several types ({', '.join(sorted(map(str, types)))})"
@@ -31,7 +33,9 @@ def _limit(gradients: Sequence[Tensor], kept: Sequence[Sequence[Tensor]] = ()) -
     for tensors in kept:
         if dtype := next((each.dtype for each in tensors if each.dtype != torch.float32), None):
             return f"weights or moments are {dtype}"
-    if not all(tensor.is_contiguous() for tensors in (gradients, *kept) for tensor in tensors):
+    if copies and {copy.dtype for copy in copies} not in ({torch.bfloat16}, {torch.float16}):
+        return "copies are not all bf16, or all fp16"
+    if not all(tensor.is_contiguous() for tensors in (gradients, *kept, copies) for tensor in tensors):
         return "a tensor is not contiguous"
     return None
 
@@ -105,7 +109,7 @@ def adamw(
         eps: added to the root of the second moment.
         decay: weight decay, times the rate.
         step: number of this step, from 1.
-        factor: [1] float32 that gradients are multiplied by; none: 1.
+        factor: [1] that gradients are multiplied by, on any device; none: 1.
         copies: bf16 or fp16, like the weights, which get the new ones; none where empty.
 
     Raises:
@@ -116,20 +120,14 @@ def adamw(
         raise ValueError("copies must be shaped like the weights, each like its own")
     if not weights:
         return
-    options: dict[str, Any] = {"rate": rate, "betas": betas, "eps": eps, "decay": decay, "step": step}
-    backend = choose(ADAMW, weights[0].device, gradients=gradients, kept=(weights, first, second))
-    if backend == "reference" or not _are_copies(copies):
+    factor = _moved(factor, weights[0])
+    backend = choose(ADAMW, weights[0].device, gradients=gradients, kept=(weights, first, second), copies=copies)
+    if backend == "reference":
+        options: dict[str, Any] = {"rate": rate, "betas": betas, "eps": eps, "decay": decay, "step": step}
         reference.adamw(gradients, weights, first, second, copies, factor, **options)
         return
     load(backend).adamw(gradients, weights, first, second, copies, factor, rate, *betas, eps, decay, step)
     torch.autograd.graph.increment_version(weights)
-
-
-def _are_copies(copies: Sequence[Tensor]) -> bool:
-    types = {copy.dtype for copy in copies}
-    return not copies or (
-        len(types) == 1 and types <= {torch.bfloat16, torch.float16} and all(copy.is_contiguous() for copy in copies)
-    )
 
 
 @torch.no_grad()
@@ -161,7 +159,7 @@ def lamb_moments(
         eps: added to the root of the second moment.
         decay: weight decay.
         step: number of this step, from 1.
-        factor: [1] float32 that gradients are multiplied by; none: 1.
+        factor: [1] that gradients are multiplied by, on any device; none: 1.
 
     Returns:
         Sums of squares of the weights and updates of each piece: [P, 2] float64.
@@ -175,6 +173,7 @@ def lamb_moments(
         return torch.zeros(0, 2, dtype=torch.float64, device=weights[0].device if weights else "cpu")
     options: dict[str, Any] = {"betas": betas, "eps": eps, "decay": decay, "step": step}
     backend = choose(LAMB, weights[0].device, gradients=gradients, kept=(weights, first, second))
+    factor = _moved(factor, weights[0])
     if backend == "reference":
         return reference.lamb_moments(gradients, weights, first, second, pieces, factor, **options)
     out = weights[0].new_empty(len(pieces), 2, dtype=torch.float64)
@@ -265,6 +264,10 @@ def _check_pieces(pieces: Sequence[Piece], tensors: Sequence[Tensor]) -> None:
     for number, begin, size in pieces:
         if not 0 <= number < len(tensors) or begin < 0 or size < 0 or begin + size > tensors[number].numel():
             raise ValueError(f"piece {(number, begin, size)} (tensor, first element, size) is not in its tensor")
+
+
+def _moved(factor: Tensor | None, weight: Tensor) -> Tensor | None:
+    return None if factor is None else factor.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
 
 def _partial(sizes: Sequence[int], out: Tensor, sums: int = 1) -> Tensor:

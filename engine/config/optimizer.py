@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-BACKENDS = ("auto", "torch", "deepspeed", "apex")
+BACKENDS = ("auto", "torch", "deepspeed", "apex", "kernels")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class OptimizerConfig:
         decay_exclude: patterns (* and ?) of names of further parameters without decay; lamb gives them no trust ratio.
         layer_decay: rate of layer i is lr * layer_decay^(num_layers - i), lowest for embeddings, lr for heads.
         freeze: patterns of names of parameters that are not trained.
-        backend: whose kernels: torch, deepspeed, apex, or auto for the fastest that is there.
+        backend: whose kernels: torch, deepspeed, apex, kernels (ours), or auto for the fastest that is there.
         trust_clamp: lamb: least and greatest trust ratio; not clamped where not given.
         momentum: muon: decay of the momentum of matrices; 0.95 where not given.
         clip_update: adafactor: greatest root mean square of a parameter's update, before the rate; 1 where not given.

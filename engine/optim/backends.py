@@ -1,4 +1,4 @@
-"""Whose kernels run AdamW and Lion: torch's, DeepSpeed's or those of NVIDIA's apex, where they are there and fit."""
+"""Whose kernels run AdamW and Lion: torch's, DeepSpeed's, NVIDIA apex's or ours, where they are there and fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.optimizer import OptimizerConfig
 from engine.optim.elementwise import AdamW, Lion
 from engine.train.distributed import raise_together
-from kernels import apex
+from kernels import apex, dispatch
+from kernels import optimizer as kernels
 
 Groups = list[dict[str, Any]]
 Say = Callable[[str], None]
@@ -83,16 +84,19 @@ def build(config: OptimizerConfig, groups: Groups, place: Place, say: Say) -> to
 def preferences(config: OptimizerConfig, place: Place) -> list[str]:
     """Backends to try before torch.
 
-    DeepSpeed's for offloaded state, where it is several times faster; on a GPU apex where it is installed, and
-    DeepSpeed where its kernels were built at its installation: to build them now would gain little over torch's.
+    DeepSpeed's for offloaded state, where it is several times faster. Else ours, where they were measured ahead of
+    torch's. On a GPU then apex where it is installed, and DeepSpeed where its kernels were built at its installation:
+    to build them now would gain little over torch's.
     """
     if config.name != "adamw":
         return []
     if place.offload != "none":
         return ["deepspeed"]
-    if place.device_type != "cuda":
-        return []
     found = []
+    if dispatch.has_kernel(kernels.ADAMW, torch.device(place.device_type)):
+        found.append("kernels")
+    if place.device_type != "cuda":
+        return found
     if not (apex_missing() or apex_unfit(place)):
         found.append("apex")
     if _installed("fused_adam"):
@@ -174,6 +178,15 @@ def _apex_adamw(config: OptimizerConfig, groups: Groups, place: Place, say: Say)
     return optimizer
 
 
+def _kernels_adamw(config: OptimizerConfig, groups: Groups, place: Place, say: Say) -> torch.optim.Optimizer:
+    assert config.betas is not None and config.eps is not None
+    device = torch.device("cpu" if place.offload != "none" else place.device_type)
+    backend, why = dispatch.explain(kernels.ADAMW, device)
+    if backend == "reference":
+        raise RuntimeError(why)
+    return kernels.AdamW(groups, config.lr, config.betas, config.eps)
+
+
 def _states(group: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [optimizer.state[key] for key in group["params"] if optimizer.state.get(key)]
 
@@ -210,6 +223,6 @@ def _count_in_state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) ->
 
 Builder = Callable[[OptimizerConfig, Groups, Place, Say], torch.optim.Optimizer]
 BUILDERS: dict[str, dict[str, Builder]] = {
-    "adamw": {"torch": _torch_adamw, "deepspeed": _deepspeed_adamw, "apex": _apex_adamw},
+    "adamw": {"torch": _torch_adamw, "deepspeed": _deepspeed_adamw, "apex": _apex_adamw, "kernels": _kernels_adamw},
     "lion": {"torch": _torch_lion},  # DeepSpeed's moves elements whose update is 0
 }

@@ -18,6 +18,8 @@ from engine.optim.muon import Muon
 from engine.optim.whole import WholeParameterOptimizer
 from engine.train.metrics import say
 
+ORIGINS = {"torch": "torch", "deepspeed": "DeepSpeed", "apex": "NVIDIA apex", "kernels": "this engine's kernels"}
+
 
 def optimizer_problems(config: OptimizerConfig, settings: DeepSpeedSettings | None, device_type: str) -> list[str]:
     """What cannot work of the optimizer with this DeepSpeed configuration on this machine, before anything is built."""
@@ -51,7 +53,7 @@ def build_optimizer(
         return Adafactor(groups, config.lr, config.eps, config.clip_update, config.decay_rate)
     assert config.betas is not None and config.eps is not None
     if config.name == "lamb":
-        return Lamb(groups, config.lr, config.betas, config.eps, config.trust_clamp)
+        return Lamb(groups, config.lr, config.betas, config.eps, config.trust_clamp, config.backend == "auto")
     assert config.momentum is not None
     return Muon(groups, config.lr, config.betas, config.eps, config.momentum)
 
@@ -73,7 +75,7 @@ def bind_optimizer(engine: Any, model: nn.Module) -> None:
 def describe(optimizer: torch.optim.Optimizer) -> str:
     """One line for the log: which optimizer, by whose code."""
     package = type(optimizer).__module__.partition(".")[0]
-    origin = {"torch": "torch", "deepspeed": "DeepSpeed", "apex": "NVIDIA apex"}.get(package, "this engine")
+    origin = ORIGINS.get(package, "this engine")
     fused = " (fused)" if package == "torch" and optimizer.defaults.get("fused") else ""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     without = sum(len(group["params"]) for group in optimizer.param_groups if not group["decay"])

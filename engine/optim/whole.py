@@ -101,9 +101,13 @@ class WholeParameterOptimizer(torch.optim.Optimizer, ABC):
             if any(key.grad is not None and bool(key.grad.any()) for _, key in work):
                 raise RuntimeError(f"{type(self).__name__} must be bound to the DeepSpeed engine before it steps")
             return
-        for part in [work] if self.sharded else [[item] for item in work]:
+        for part in self.parts(work):
             if part:
                 self.update(part)
+
+    def parts(self, work: Work) -> list[Work]:
+        """What to step on at once: where ranks need not talk, one key after the other, which takes less memory."""
+        return [work] if self.sharded else [[item] for item in work]
 
     @abstractmethod
     def update(self, work: Work) -> None:

@@ -19,6 +19,7 @@ from engine.config.optimizer import OptimizerConfig
 from engine.data.batch import PackedBatch
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
+from engine.train.clipping import clip, hand_over_factors, total_norm
 from engine.train.distributed import local_rank_for_deepspeed
 from engine.train.loss_scale import AT_MINIMUM, LossScaling, minimum_message
 from engine.train.profiling import part
@@ -87,6 +88,7 @@ class ZeroEngine:
             self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy all gradients to sum up one
         if layout_of(self.deepspeed) == UNFUSED:
             self.deepspeed.optimizer.unscale_and_clip_grads = self._clip_unfused
+        hand_over_factors(self.deepspeed, optimizer)
         if self._plain:
             self.deepspeed.clip_fp32_gradients = lambda: None  # it computes the norm, and drops it
 
@@ -141,25 +143,22 @@ class ZeroEngine:
     def _prepare_plain(self) -> bool:
         """Stage 0 in fp32: clip the gradient, or drop it where it is not finite; False where it was dropped."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        self._norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self._norm = total_norm(gradients)
         finite = bool(self._norm.isfinite())
-        if not finite:
+        if finite:
+            clip(self.optimizer, gradients, self._norm, self.deepspeed.gradient_clipping(), 1.0)
+        else:
             for parameter in parameters:
                 parameter.grad = None
-        elif self.deepspeed.gradient_clipping():
-            nn.utils.clip_grads_with_norm_(parameters, self.deepspeed.gradient_clipping(), self._norm)
         return finite
 
-    def _clip_unfused(self, total_norm: float) -> None:
+    def _clip_unfused(self, norm_of_deepspeed: float) -> None:
         """Stage 0 in 16 bits: as DeepSpeed does it, by the norm of fp32 gradients, which it rounds to 16 bits."""
         wrapper = self.deepspeed.optimizer
         gradients = [p.grad for group in wrapper.fp32_groups for p in group]
-        norm = nn.utils.get_total_norm(gradients)
-        wrapper._global_grad_norm = norm
-        scale = wrapper.loss_scale_config.cur_scale
-        if wrapper.clip_grad > 0:
-            scale = scale * ((norm / scale + 1e-6) / wrapper.clip_grad).clamp(min=1.0)
-        torch._foreach_mul_(gradients, 1.0 / scale)
+        wrapper._global_grad_norm = norm = total_norm(gradients)
+        clip(self.optimizer, gradients, norm, wrapper.clip_grad, wrapper.loss_scale_config.cur_scale)
 
     def run(self, function: Callable[[Model, PackedBatch], T], batch: PackedBatch) -> T:
         """Call ``function(model, batch)`` inside DeepSpeed's forward, where stage 3 gathers the weights it reads.

@@ -21,7 +21,7 @@ OPTIMIZER = [
     ("decay_rate 0.8", "decay_rate is given, and adamw has none; remove it"),
     ("trust_clamp [0.01,10.0]", "trust_clamp is given, and adamw has no trust ratio; remove it"),
     ("trust_clamp [10.0,0.01]", "trust_clamp is [10.0, 0.01]; it must be the least and the greatest trust ratio"),
-    ("backend cuda", "backend is 'cuda'; it must be one of auto, torch, deepspeed, apex"),
+    ("backend cuda", "backend is 'cuda'; it must be one of auto, torch, deepspeed, apex, kernels"),
     ("freeze ['nothing*']", "freeze: 'nothing*' matches no parameter"),
     ("decay_exclude ['nothing*']", "decay_exclude: 'nothing*' matches no parameter"),
 ]

@@ -260,8 +260,14 @@ def test_what_a_backend_does_not_take(backend, use, ran, caplog):
     mixed = [made["gradients"][0].half(), made["gradients"][0].contiguous()]
     assert squared_norm(mixed).isfinite()
     assert squared_norm([mixed[0].double()]).isfinite()
+    adamw(**lists([(3,)], backend), **OPTIONS, step=1, copies=[torch.empty(3, device=device_of(backend))])
     assert set(ran) == {"reference"}
-    for reason in ("a tensor is not contiguous", "gradients are of several types", "float64 is for the reference"):
+    for reason in (
+        "copies are not all bf16",
+        "a tensor is not contiguous",
+        "gradients are of several types",
+        "float64 is for the reference",
+    ):
         assert reason in caplog.text
 
 

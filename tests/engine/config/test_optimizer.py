@@ -52,7 +52,7 @@ def test_each_optimizer_is_without_problems_by_default(name):
         (OptimizerConfig(trust_clamp=(0.0, 1.0)), "train.optimizer.trust_clamp is given, and adamw has no trust ratio"),
         (
             OptimizerConfig(backend="cuda"),
-            "train.optimizer.backend is 'cuda'; it must be one of auto, torch, deepspeed, apex",
+            "train.optimizer.backend is 'cuda'; it must be one of auto, torch, deepspeed, apex, kernels",
         ),
         (
             OptimizerConfig(name="lamb", backend="deepspeed"),

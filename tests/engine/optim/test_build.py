@@ -41,7 +41,7 @@ def said(monkeypatch) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("adamw", "optimizer: AdamW (fused) of torch; 34 parameters in 2 group(s), 22 of them without weight decay"),
+        ("adamw", "optimizer: AdamW of this engine's kernels; 34 parameters in 2 group(s), 22 of them without weight"),
         ("lamb", "optimizer: Lamb of this engine; 34 parameters in 2 group(s), 22 of them without weight decay"),
         ("lion", "optimizer: Lion of this engine; 34 parameters in 2 group(s), 22 of them without weight decay"),
         ("adafactor", "optimizer: Adafactor of this engine; 34 parameters in 2 group(s), 22 of them without weight"),
@@ -65,13 +65,21 @@ def adamw(weight, gradients, config: OptimizerConfig, decay: float):
     return weight
 
 
-@pytest.mark.parametrize("device", [None, "nvme"], ids=["torch", "ours"])
-def test_adamw_is_that_of_the_formula(device):
+@pytest.mark.parametrize(
+    ("backend", "device", "package"),
+    [
+        ("torch", None, "torch"),
+        ("torch", "nvme", "engine"),
+        ("kernels", None, "kernels"),
+        ("kernels", "nvme", "kernels"),
+    ],
+)
+def test_adamw_is_that_of_the_formula(backend, device, package):
     torch.manual_seed(0)
-    config = OptimizerConfig(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2, backend="torch")
+    config = OptimizerConfig(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2, backend=backend)
     linear = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7))
     optimizer = build_optimizer(linear, config, settings(3, device))
-    assert type(optimizer).__module__.startswith("engine" if device else "torch")
+    assert type(optimizer).__module__.startswith(package)
     before = {name: p.detach().numpy().copy() for name, p in linear.named_parameters()}
     generator = np.random.default_rng(0)
     gradients = {name: [generator.normal(size=value.shape) for _ in range(3)] for name, value in before.items()}
@@ -235,7 +243,19 @@ def test_on_a_gpu_only_kernels_that_were_installed_are_tried(monkeypatch):
     monkeypatch.setattr("deepspeed.git_version_info.installed_ops", {"fused_adam": True})
     assert backends.preferences(OptimizerConfig(), place) == ["deepspeed"]
     assert backends.preferences(OptimizerConfig(name="lion"), place) == []
-    assert backends.preferences(OptimizerConfig(), backends.Place("cpu", 2)) == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_our_kernels_are_taken_where_they_were_measured_ahead(device, monkeypatch):
+    place = backends.Place(device, 2)
+    monkeypatch.setattr("kernels.dispatch.explain", lambda operation, where: (where.type, ""))
+    assert backends.preferences(OptimizerConfig(), place) == ["kernels"]
+    assert backends.preferences(OptimizerConfig(), backends.Place(device, 2, "cpu")) == ["deepspeed"]
+    assert backends.preferences(OptimizerConfig(name="lion"), place) == []
+    monkeypatch.setattr("kernels.dispatch.explain", lambda operation, where: ("reference", "it was not measured"))
+    assert backends.preferences(OptimizerConfig(), place) == []
+    with pytest.raises(ValueError, match=r"optimizer.backend kernels does not work on .*: it was not measured; use"):
+        build_optimizer(model(), OptimizerConfig(backend="kernels"), settings(), device)
 
 
 def test_steps_are_counted_in_numbers():

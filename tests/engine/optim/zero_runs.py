@@ -26,7 +26,7 @@ from engine.models.model import Model, build_model
 from engine.objectives.base import Vocabulary
 from engine.objectives.lm import CausalLM
 from engine.optim import muon
-from engine.optim.build import bind_optimizer, build_optimizer
+from engine.optim.build import bind_optimizer, build_optimizer, describe
 from engine.train.zero import ZeroEngine
 
 STEPS, MICRO_BATCHES, CLIP = 5, 4, 0.5
@@ -121,18 +121,20 @@ def weights(engine: ZeroEngine) -> dict[str, Tensor]:
 def run_here(folder: Path) -> dict[str, Any]:
     """The runs that ``runs.json`` names, as (name, optimizer, stage, further settings).
 
-    The setting ``partitions`` is the mistake that the references are there to catch: norms of what a rank holds.
+    The setting ``partitions`` is the mistake that the references are there to catch: norms of what a rank holds;
+    ``backend`` is that of the optimizer.
     """
     torch.set_num_threads(1)
     muon.BUCKET_ELEMENTS = 2500  # several buckets, of one and of several matrices
     found = {}
     for name, optimizer, stage, more in json.loads((folder / "runs.json").read_text()):
         partitions = more.pop("partitions", False)
-        engine = make_engine(CONFIGS[optimizer], stage, **more)
+        config = replace(CONFIGS[optimizer], backend=more.pop("backend", "auto"))
+        engine = make_engine(config, stage, **more)
         if partitions:
             engine.optimizer.sharded = False
-        losses, norms = take_steps(engine, CONFIGS[optimizer], range(STEPS))
-        found[name] = {"losses": losses, "norms": norms, "optimizer": type(engine.optimizer).__name__}
+        losses, norms = take_steps(engine, config, range(STEPS))
+        found[name] = {"losses": losses, "norms": norms, "optimizer": describe(engine.optimizer)}
         (folder / name).mkdir(exist_ok=True)
         write_tensors(folder / name / f"rank-{torch.distributed.get_rank()}.safetensors", weights(engine))
         del engine

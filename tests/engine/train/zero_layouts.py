@@ -58,6 +58,7 @@ class Layout:
     top: tuple[tuple[str, Any], ...] = ()
     frozen: bool = False
     clip: float = CLIP
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
 
     def settings(self, ranks: int) -> DeepSpeedSettings:
         """The checked and completed DeepSpeed configuration."""
@@ -102,7 +103,7 @@ def build(layout: Layout, folder: Path, seed: int = 0, arch: ArchConfig = ARCH) 
     """An engine that has taken no step; like every run it starts by loading a checkpoint."""
     model = tiny_model(seed, layout.frozen, arch)
     shapes, weights = model_shapes(model), model_snapshot(model)
-    optimizer = torch.optim.AdamW(groups(model), lr=RATE)
+    optimizer = layout.optimizer(groups(model), lr=RATE)
     engine = ZeroEngine(model, Objective(), optimizer, layout.settings(torch.distributed.get_world_size()))
     file = f"initial-{torch.distributed.get_rank()}.safetensors"
     manifest = CheckpointManifest(0, shapes, {}, {}, {file: write_tensors(folder / file, weights)})

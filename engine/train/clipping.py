@@ -1,0 +1,71 @@
+"""The gradient's norm, and clipping: by a factor that the optimizer's own pass multiplies gradients by, if it can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint.fragments import BF16, ZERO3, ZERO12, layout_of
+from kernels.dispatch import has_kernel
+from kernels.optimizer import CLIP_EPS, GRADIENT_NORM, squared_norm
+
+
+def takes_factor(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer multiplies gradients by its ``factor``, [1] float32, where that is not None."""
+    return hasattr(optimizer, "factor")
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients: a scalar tensor, not finite if one of their elements is not."""
+    if gradients and has_kernel(GRADIENT_NORM, gradients[0].device):
+        return squared_norm(gradients)[0].sqrt().float()
+    return nn.utils.get_total_norm(gradients)
+
+
+def clip(
+    optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], norm: Tensor, limit: float, scale: float
+) -> None:
+    """Divide gradients by a scale and have their norm be a limit at most.
+
+    Args:
+        optimizer: that steps next; gradients stay as they are where it takes a factor.
+        gradients: of all parameters.
+        norm: of them.
+        limit: 0: they are not clipped.
+        scale: of the loss.
+    """
+    factor = _factor(norm, limit, scale)
+    if takes_factor(optimizer):
+        vars(optimizer)["factor"] = factor
+    elif factor is not None:
+        torch._foreach_mul_(list(gradients), factor.reshape(()))
+
+
+def _factor(norm: Tensor | float, limit: float, scale: float) -> Tensor | None:
+    """What gradients are multiplied by; None: nothing."""
+    if limit <= 0:
+        return None if scale == 1 else torch.tensor([1.0 / scale])
+    return (limit / (torch.as_tensor(norm).reshape(1) / scale + CLIP_EPS)).clamp(max=1.0) / scale
+
+
+def hand_over_factors(engine: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Have DeepSpeed's wrapper of ZeRO 1 to 3 give the optimizer the factor that it would multiply gradients by."""
+    layout, wrapper = layout_of(engine), engine.optimizer
+    if not takes_factor(optimizer):
+        return
+    if layout in (ZERO12, ZERO3):
+
+        def unscale_and_clip_grads(which: Any, norm: Tensor) -> None:
+            vars(optimizer)["factor"] = _factor(norm, wrapper.clip_grad, float(wrapper.loss_scale))
+
+        wrapper.unscale_and_clip_grads = unscale_and_clip_grads
+    elif layout == BF16:
+        limit, wrapper.clip_grad = wrapper.clip_grad, 0.0
+
+        def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            vars(optimizer)["factor"] = _factor(wrapper._global_grad_norm, limit, 1.0)
+
+        optimizer.register_step_pre_hook(before_step)
