@@ -14,11 +14,12 @@ from torch import Tensor
 from kernels.dispatch import Operation, choose, load
 from kernels.reference import cross_entropy as reference
 from kernels.reference.cross_entropy import IGNORE_INDEX
+from kernels.tensors import packed
 
 # M rows, D columns of the hidden states, V of the logits, C rows of a chunk
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-CUDA_PACK, ALIGNMENT = 8, 16
+CUDA_PACK = 8
 BLOCKS_PER_PROCESSOR, EMULATOR_BLOCKS = 8, 4
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # of the logits of a chunk, about
 MIN_CHUNK_ROWS = 256
@@ -138,7 +139,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tens
     """The sum of the losses, how many labels are right, and maximum and total [M] of the rows of logits [M, V]."""
     _check_columns(labels, logits.shape[1])
     backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], dtype=logits.dtype)
-    losses, right, maximum, total = _forward(backend, _packed(logits), labels.contiguous())
+    losses, right, maximum, total = _forward(backend, packed(logits), labels.contiguous())
     return _sum(losses), right.sum(), maximum, total
 
 
@@ -157,7 +158,7 @@ def _cross_entropy_gradient(logits: Tensor, labels: Tensor, maximum: Tensor, tot
         return reference.cross_entropy_backward(logits, labels, maximum, total, upstream)
     gradient = _empty_gradient(logits, labels, maximum, total, upstream)
     load(backend).cross_entropy_backward(
-        _packed(logits), labels.contiguous(), maximum, total, upstream.float().reshape(1), gradient,
+        packed(logits), labels.contiguous(), maximum, total, upstream.float().reshape(1), gradient,
         _blocks(backend, logits),
     )  # fmt: skip
     return gradient
@@ -327,12 +328,6 @@ def _sum(losses: Tensor) -> Tensor:
 
 def _compute_type(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _packed(logits: Tensor) -> Tensor:
-    """Contiguous, and where threads load 16 bytes at a time."""
-    logits = logits.contiguous()
-    return logits if logits.data_ptr() % ALIGNMENT == 0 else logits.clone()
 
 
 def _blocks(backend: str, logits: Tensor) -> int:

@@ -12,6 +12,7 @@ from kernels.dispatch import Operation, choose, load
 from kernels.norm import CUDA_MAX_WIDTH, CUDA_PACK, FLOATS, dropout_add
 from kernels.philox import LEVELS, checked_threshold
 from kernels.reference import embedding as reference
+from kernels.tensors import packed, packed_or_none
 
 # N tokens, D columns; V, P and S rows of the word, position and segment tables
 
@@ -261,7 +262,7 @@ def _table_gradients(
     ids, order = ids.sort(dim=1, stable=True)
     length = PIECE * max(1, -(-dz.shape[0] // (PIECE * MAX_PIECES)))
     partial = dz.new_empty(len(rows), -(-dz.shape[0] // length), 2, dz.shape[1], dtype=torch.float32)
-    load(backend).embedding_runs(dz.contiguous(), ids, order, partial, dword, dposition, dsegment, length)
+    load(backend).embedding_runs(packed(dz), ids, order, partial, dword, dposition, dsegment, length)
     return dword, dposition, dsegment
 
 
@@ -312,7 +313,7 @@ def _types(word: Tensor, weight: Tensor | None) -> tuple[torch.dtype, ...]:
 
 
 def _packed(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    return [packed_or_none(tensor) for tensor in tensors]
 
 
 def _blocks(backend: str, tokens: Tensor) -> int:

@@ -208,6 +208,16 @@ def test_views_that_are_not_packed(backend, call, use, ran):
     assert set(ran) == {backend}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_tensors_of_a_device_that_is_not_the_current_one(use, ran):
+    use("cuda")
+    made = {name: value.to("cuda:1") for name, value in inputs("gelu", (7, 64)).items()}
+    with torch.cuda.device(0):
+        assert_near(run("gelu", made), exact("gelu", made), 2e-6)
+    assert set(ran) == {"cuda"}
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_gradients_of_the_reference_in_float64(call, ran):
     function, options, _, parts = CALLS[call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -101,6 +101,21 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 )
 def test_sizes(backend, size, use, ran):
     check_size(backend, size, use, ran)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulator", CUDA])
+def test_views_that_are_not_packed(backend, use, ran):
+    use(backend)
+    made = case((37, 64), backend)
+    tensors = {**made.leaves(), "dy": made.dy}
+    odd = {
+        name: torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape) for name, value in tensors.items()
+    }
+    assert all(value.data_ptr() % 16 for value in odd.values())
+    strided = {name: value.T.contiguous().T for name, value in tensors.items() if value.dim() == 2}
+    expected = run(made)
+    assert all(same_bits(run(replace(made, **same)), expected) for same in (odd, strided))
+    assert set(ran) == {backend}
 
 
 @pytest.mark.parametrize("backend", [CUDA])

@@ -22,6 +22,7 @@
 #define KERNELS_NAMESPACE kernels_cuda
 #define KERNELS_KEY CUDA
 #include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
 #endif
 
 namespace kernels {
@@ -88,16 +89,30 @@ inline CurrentStream current_stream_of_torch() {
 
 #endif
 
-// The stream to launch on.
-inline void* stream_of([[maybe_unused]] const Tensor& tensor) {
-  void* stream = nullptr;
-#if !defined(KERNELS_EMULATOR)
-  static const CurrentStream current = current_stream_of_torch();
-  STD_TORCH_CHECK(current != nullptr && current(tensor.get_device_index(), &stream) == 0,
-                  "kernels: torch has no current CUDA stream");
+// The stream to launch on. Its device is the current one for as long as this lives, which a launch asks for.
+class Stream {
+ public:
+#if defined(KERNELS_EMULATOR)
+  explicit Stream(const Tensor&) {}
+#else
+  explicit Stream(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    static const CurrentStream current = current_stream_of_torch();
+    STD_TORCH_CHECK(current != nullptr && current(tensor.get_device_index(), &stream_) == 0,
+                    "kernels: torch has no current CUDA stream");
+  }
 #endif
-  return stream;
-}
+
+  operator void*() const { return stream_; }
+
+ private:
+#if !defined(KERNELS_EMULATOR)
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  void* stream_ = nullptr;
+};
+
+// For the length of the statement that launches.
+inline Stream stream_of(const Tensor& tensor) { return Stream(tensor); }
 
 inline void check(int32_t status, const char* name) {
   STD_TORCH_CHECK(status != kUnsupported, "kernels: ", name, " does not take these sizes");
