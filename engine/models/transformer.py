@@ -49,7 +49,7 @@ class Transformer(nn.Module):
             [N, D], the dtype of the weights.
         """
         seed = draw_seed(tokens.device) if self.training and self.dropout else None
-        hidden = self.embeddings(tokens, positions, segments)  # [N, D]
+        hidden = self.embeddings(tokens, positions, segments, seed)  # [N, D]
         for index, layer in enumerate(self.layers):
             site = 1 + SITES_OF_A_LAYER * index  # 0 is that of the embeddings
             if self.checkpoint_layers and self.training:

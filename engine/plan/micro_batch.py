@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.data.batch import PackedBatch, Targets
 from engine.models.attention import Attention
+from engine.models.embeddings import Embeddings
 from engine.models.layout import PackedLayout
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
@@ -198,7 +199,7 @@ def _stand_in_batch(batch: PackedBatch, mode: Any) -> PackedBatch:
 
 @contextlib.contextmanager
 def _hooks(model: Model, events: list[Event]) -> Iterator[None]:
-    """Write down gradients that are whole, and modules with parameters of their own as they begin and end."""
+    """Write down gradients that are whole, and modules that read parameters as they begin and end."""
     handles = []
 
     def gradient(name: str) -> Callable[[Tensor], None]:
@@ -215,7 +216,7 @@ def _hooks(model: Model, events: list[Event]) -> Iterator[None]:
         if parameter.requires_grad:
             handles.append(parameter.register_post_accumulate_grad_hook(gradient(name)))
     for name, module in model.named_modules():
-        if any(True for _ in module.parameters(recurse=False)):
+        if _reads_weights(module):
             handles.append(module.register_forward_pre_hook(mark("enter", name)))
             handles.append(module.register_forward_hook(mark("leave", name)))
             handles.append(module.register_full_backward_pre_hook(mark("enter", name)))
@@ -225,3 +226,10 @@ def _hooks(model: Model, events: list[Event]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _reads_weights(module: nn.Module) -> bool:
+    """Whether a module reads weights itself: those of its own, or of its parts."""
+    if isinstance(module, Embeddings):
+        return module.reads_all_weights(module.word.weight.device)
+    return any(True for _ in module.parameters(recurse=False))

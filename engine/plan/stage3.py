@@ -13,7 +13,8 @@ from engine.plan.sizes import ModelSizes, Parameter
 
 PREFETCH, PERSISTENCE, LIVE, REUSE = 50_000_000, 100_000, 1_000_000_000, 1_000_000_000  # DeepSpeed's own defaults
 SUB_GROUP = 1_000_000_000
-EMBEDDING = "encoder.embeddings.word.weight"
+EMBEDDINGS = "encoder.embeddings"
+EMBEDDING = f"{EMBEDDINGS}.word.weight"
 
 
 @dataclass
@@ -90,6 +91,8 @@ class Stage3(Layout):
         super().run(trace)
 
     def _weights_of(self, module: str) -> list[str]:
+        if module == EMBEDDINGS:  # a module of the trace only where it reads the weights of its parts
+            return [name for name in self.all if name.startswith(f"{EMBEDDINGS}.")]
         own = [name for name in self.all if name.rpartition(".")[0] == module]
         return [*own, EMBEDDING] if module in ("heads.mlm", "heads.lm") else own
 

@@ -81,7 +81,7 @@ class ZeroEngine:
         replicated = is_replicated(self.deepspeed)
         self._scaling = LossScaling(self.deepspeed) if settings.precision == "fp16" else None
         if settings.stage == 3:
-            _register_outside_reads(model)
+            _register_outside_reads(model, self.device)
         if settings.fp32_gradients:
             _accumulate_in_fp32(model)
         if self._ranks == 1 and (replicated or layout_of(self.deepspeed) == BF16):
@@ -224,15 +224,19 @@ def _divide_weights(module: nn.Module, settings: DeepSpeedSettings) -> None:
         buffer.data = buffer.data.to(get_accelerator().current_device_name())
 
 
-def _register_outside_reads(model: Model) -> None:
+def _register_outside_reads(model: Model, device: torch.device) -> None:
     """Tell stage 3 of the weights that a module reads and does not own, so that it gathers them in time."""
     from deepspeed.runtime.zero import register_external_parameter
 
     for head in model.heads.values():
         if "word_embedding" in inspect.signature(head.forward).parameters:
             register_external_parameter(head, model.word_embedding)
-    if model.encoder.embeddings.segment is not None:
-        register_external_parameter(model.encoder.embeddings, model.encoder.embeddings.segment.weight)
+    embeddings = model.encoder.embeddings
+    if embeddings.reads_all_weights(device):
+        for weight in embeddings.parameters():
+            register_external_parameter(embeddings, weight)
+    elif embeddings.segment is not None:
+        register_external_parameter(embeddings, embeddings.segment.weight)
 
 
 def _accumulate_in_fp32(model: nn.Module) -> None:
