@@ -17,7 +17,7 @@ from kernels.activation import bias_gelu, gated
 from kernels.cross_entropy import linear_cross_entropy, softmax_cross_entropy
 from kernels.embedding import embed
 from kernels.norm import dropout_add, norm
-from kernels.optimizer import AdamW, adamw, lamb_moments, lamb_step, squared_norm
+from kernels.optimizer import AdamW, adamw, clip_factor, lamb_moments, lamb_step, squared_norm
 from kernels.philox import seed_tensor
 
 DROPOUT = 0.1
@@ -264,6 +264,7 @@ def _parameters(setting: Setting) -> tuple[list[Tensor], list[Tensor], list[Tens
     return *made, [tensor.square() for tensor in made[2]]  # gradients, weights, first and second moments
 
 
+CLIP = 1.0
 OPTIONS: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "decay": 0.01, "step": 1}
 
 
@@ -279,26 +280,42 @@ def gradient_norm_cases(setting: Setting) -> Iterator[Case]:
 
 
 def adamw_cases(setting: Setting) -> Iterator[Case]:
-    """A step of AdamW, fp32."""
+    """A step of AdamW, fp32: alone, and with the norm and clipping before it, for which ours has no pass."""
     gradients, weights, _, _ = _parameters(setting)
-    sides: dict[str, Run] = {}
+    steps: dict[str, Run] = {}
+    clipped: dict[str, Run] = {}
     for label, build in optimizers(setting.device).items():
         optimizer = build([torch.nn.Parameter(weight.clone()) for weight in weights])
         for parameter, gradient in zip(optimizer.param_groups[0]["params"], gradients, strict=True):
             parameter.grad = gradient
-        sides[label] = partial(_step, optimizer)
+        steps[label] = partial(_step, optimizer)
+        clipped[label] = partial(_clipped_step, optimizer)
 
     def result() -> list[Tensor]:
         g, w, m, v = ([t[:1000].clone() for t in tensors] for tensors in (gradients, weights, gradients, gradients))
         v = [each.square() for each in v]
-        adamw(g, w, m, v, rate=1e-3, **OPTIONS)
-        return [*w, *m, *v]
+        norm, factor = clip_factor(squared_norm(g), CLIP)
+        adamw(g, w, m, v, rate=1e-3, factor=factor, **OPTIONS)
+        return [norm, *w, *m, *v]
 
-    moved = 7 * 4 * sum(map(torch.numel, weights))
-    yield Case("adamw", f"{len(weights)} tensors, fp32", sides, moved, 1e-5, result)
+    size = sum(map(torch.numel, weights))
+    label = f"{len(weights)} tensors, fp32"
+    yield Case("adamw", label, steps, 7 * 4 * size, 1e-5, result)
+    yield Case("adamw", f"{label}, norm and clipping", clipped, 8 * 4 * size, 1e-5, result)
 
 
 def _step(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    optimizer.step()
+    return []
+
+
+def _clipped_step(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    parameters = optimizer.param_groups[0]["params"]
+    gradients = [parameter.grad for parameter in parameters]
+    if isinstance(optimizer, AdamW):
+        _, optimizer.factor = clip_factor(squared_norm(gradients), CLIP)
+    else:
+        torch.nn.utils.clip_grads_with_norm_(parameters, CLIP, torch.nn.utils.get_total_norm(gradients))
     optimizer.step()
     return []
 
