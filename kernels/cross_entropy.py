@@ -6,6 +6,7 @@ not stored: of a row its maximum and its sum are, and the gradient is made of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ CUDA_PACK = 8
 BLOCKS_PER_PROCESSOR, EMULATOR_BLOCKS = 8, 4
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # of the logits of a chunk, about
 MIN_CHUNK_ROWS = 256
-SLICE = 4096  # columns whose part of the weight's gradient is made at a time, where it is added up in another type
+# Columns whose part of the weight's gradient is made at a time, where it is added up in another type:
+SLICE, CUDA_SLICE = 4096, 16384
 FP16_SCALE = 256.0  # of gradients in fp16, most of which would be subnormal: a softmax over 50,000 columns is 2e-5
 
 
@@ -40,16 +42,16 @@ CROSS_ENTROPY = Operation("cross_entropy", LIMITS)
 LINEAR_CROSS_ENTROPY = Operation("linear_cross_entropy", LIMITS)
 
 
-def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_cross_entropy(logits: Tensor, labels: Tensor, count_right: bool = False) -> tuple[Tensor, Tensor | None]:
     """Summed cross-entropy of logits; its backward pass makes their gradient in one pass over them.
 
     Args:
         logits: [M, V] fp32, bf16 or fp16; a column of -inf has no probability and no gradient.
         labels: [M] int64, columns; a row whose label is IGNORE_INDEX (-100) counts for nothing.
+        count_right: count the labels that are the first of their row's largest columns.
 
     Returns:
-        The sum of the losses, scalar fp32, and how many labels are the first of their row's largest columns, scalar
-        int64.
+        The sum of the losses, scalar fp32, and how many labels are right, scalar int64, or None.
 
     Raises:
         ValueError: if shapes or types do not fit, or on a CPU a label is no column. On a GPU, which would have to be
@@ -58,13 +60,18 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     if logits.dim() != 2 or not logits.is_floating_point():
         raise ValueError(f"logits are {_shown(logits)}; they must be [M, V] of a floating type")
     _check_labels(labels, logits)
-    loss, right, *_ = _cross_entropy(logits, labels)
-    return loss, right
+    loss, right, *_ = _cross_entropy(logits, labels, count_right)
+    return loss, right if count_right else None
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_rows: int | None = None
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    count_right: bool = False,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Summed cross-entropy of hidden @ weight.T + bias, whose logits are there for a chunk of rows at a time.
 
     Where gradients are needed they are made with the loss, chunk by chunk, and only multiplied by the gradient of the
@@ -76,11 +83,11 @@ def linear_cross_entropy(
         weight: [V, D], like hidden.
         bias: [V], like hidden; -inf for columns that do not count.
         labels: [M] int64, columns; a row whose label is IGNORE_INDEX (-100) counts for nothing.
+        count_right: count the labels that are the first of their row's largest columns.
         chunk_rows: rows of a chunk; where not given, about as many as have ``CHUNK_BYTES`` of logits.
 
     Returns:
-        The sum of the losses, scalar fp32, and how many labels are the first of their row's largest columns, scalar
-        int64.
+        The sum of the losses, scalar fp32, and how many labels are right, scalar int64, or None.
 
     Raises:
         ValueError: as ``softmax_cross_entropy``, or if there are no rows in a chunk.
@@ -91,8 +98,8 @@ def linear_cross_entropy(
     if rows < 1:
         raise ValueError(f"chunk_rows is {rows}; it must be at least 1")
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
-    loss, right, *_ = _linear_cross_entropy(hidden, weight, bias, labels, rows, wanted)
-    return loss, right
+    loss, right, *_ = _linear_cross_entropy(hidden, weight, bias, labels, count_right, rows, wanted)
+    return loss, right if count_right else None
 
 
 def default_chunk_rows(hidden: Tensor, weight: Tensor) -> int:
@@ -102,6 +109,16 @@ def default_chunk_rows(hidden: Tensor, weight: Tensor) -> int:
     most = max(MIN_CHUNK_ROWS, budget // max(1, weight.shape[0] * hidden.element_size()))
     chunks = -(-rows // most)
     return -(-rows // chunks)
+
+
+def workspace_bytes(hidden: Tensor, weight: Tensor, chunk_rows: int, wanted: Sequence[bool]) -> int:
+    """Memory that ``kernels::linear_cross_entropy`` needs while it runs, beside its results: logits and a slice."""
+    logits = min(chunk_rows, hidden.shape[0]) * weight.shape[0] * hidden.element_size()
+    if not wanted[1] or hidden.dtype == _compute_type(hidden):
+        return logits
+    if hidden.device.type != "cpu":
+        return logits + min(CUDA_SLICE, weight.shape[0]) * weight.shape[1] * 4
+    return logits + min(SLICE, weight.shape[0]) * weight.shape[1] * (hidden.element_size() + 4)
 
 
 def _check_projection(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -135,16 +152,16 @@ def _check_columns(labels: Tensor, width: int) -> None:
 
 
 @torch.library.custom_op("kernels::cross_entropy", mutates_args=())
-def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, labels: Tensor, count_right: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum of the losses, how many labels are right, and maximum and total [M] of the rows of logits [M, V]."""
     _check_columns(labels, logits.shape[1])
     backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], dtype=logits.dtype)
-    losses, right, maximum, total = _forward(backend, packed(logits), labels.contiguous())
+    losses, right, maximum, total = _forward(backend, packed(logits), labels.contiguous(), count_right)
     return _sum(losses), right.sum(), maximum, total
 
 
 @_cross_entropy.register_fake
-def _empty_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_losses(logits: Tensor, labels: Tensor, count_right: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     compute = _compute_type(logits)
     maximum, total = (logits.new_empty(logits.shape[0], dtype=compute) for _ in range(2))
     return logits.new_empty((), dtype=compute), labels.new_empty(()), maximum, total
@@ -169,17 +186,17 @@ def _empty_gradient(logits: Tensor, labels: Tensor, maximum: Tensor, total: Tens
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _keep_logits(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+def _keep_logits(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, labels, _ = inputs
     _, right, maximum, total = output
-    ctx.save_for_backward(*inputs, maximum, total)
+    ctx.save_for_backward(logits, labels, maximum, total)
     ctx.mark_non_differentiable(right, maximum, total)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
-    if upstream is None:
-        return None, None
-    return _cross_entropy_gradient(*ctx.saved_tensors, upstream), None
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
+    gradient = None if upstream is None else _cross_entropy_gradient(*ctx.saved_tensors, upstream)
+    return gradient, None, None
 
 
 _cross_entropy.register_autograd(_backward, setup_context=_keep_logits)
@@ -187,7 +204,13 @@ _cross_entropy.register_autograd(_backward, setup_context=_keep_logits)
 
 @torch.library.custom_op("kernels::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_rows: int, wanted: list[bool]
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    count_right: bool,
+    chunk_rows: int,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The sum of the losses, how many labels are right, and ``gradient_scale`` times the gradients.
 
@@ -197,7 +220,7 @@ def _linear_cross_entropy(
     rows, width = hidden.shape[0], weight.shape[0]
     _check_columns(labels, width)
     backend = choose(LINEAR_CROSS_ENTROPY, hidden.device, width=width, dtype=hidden.dtype)
-    loss, _, dhidden, dweight, dbias = _empty_projection(hidden, weight, bias, labels, chunk_rows, wanted)
+    loss, _, dhidden, dweight, dbias = _empty_projection(hidden, weight, bias, labels, count_right, chunk_rows, wanted)
     losses, rights = hidden.new_empty(rows, dtype=loss.dtype), labels.new_empty(rows, dtype=torch.int32)
     hidden, labels = hidden.contiguous(), labels.contiguous()
     buffer = hidden.new_empty(min(chunk_rows, rows), width)
@@ -207,7 +230,7 @@ def _linear_cross_entropy(
         chunk = slice(begin, begin + chunk_rows)
         part = hidden[chunk]
         logits = _project(part, weight, bias, buffer[: len(part)])
-        losses[chunk], rights[chunk], *_ = _forward(backend, logits, labels[chunk], gradient=any(wanted))
+        losses[chunk], rights[chunk], *_ = _forward(backend, logits, labels[chunk], count_right, gradient=any(wanted))
         if wanted[0]:
             torch.mm(logits, weight, out=dhidden[chunk])
         if wanted[1]:
@@ -219,7 +242,13 @@ def _linear_cross_entropy(
 
 @_linear_cross_entropy.register_fake
 def _empty_projection(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_rows: int, wanted: list[bool]
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    count_right: bool,
+    chunk_rows: int,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     compute = _compute_type(hidden)
     return (
@@ -232,7 +261,7 @@ def _empty_projection(
 
 
 def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, _, _, _, _, ctx.wanted = inputs
+    hidden, *_, ctx.wanted = inputs
     _, right, *gradients = output
     ctx.save_for_backward(*gradients)
     ctx.mark_non_differentiable(right, *gradients)
@@ -242,7 +271,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 def _linear_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * 6
+        return (None,) * 7
     # Gradients of parameters leave in fp32: autograd rounds them to the parameter's type, or to its grad_dtype.
     factor = upstream / ctx.scale
     dhidden, dweight, dbias = ctx.saved_tensors
@@ -250,7 +279,7 @@ def _linear_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor
         (dhidden.to(factor.dtype) * factor).to(dhidden.dtype) if ctx.wanted[0] else None,
         dweight * factor if ctx.wanted[1] else None,
         dbias * factor if ctx.wanted[2] else None,
-        *[None] * 3,
+        *[None] * 4,
     )
 
 
@@ -270,9 +299,12 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -
 
 
 def _forward(
-    backend: str, logits: Tensor, labels: Tensor, gradient: bool = False
+    backend: str, logits: Tensor, labels: Tensor, count_right: bool, gradient: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """losses, whether labels are right, maximum and total: [C]; the gradient, where wanted, replaces the logits."""
+    """losses, whether labels are right (0 where not asked for), maximum and total: [C].
+
+    The gradient, where wanted, replaces the logits.
+    """
     scale = gradient_scale(logits.dtype)
     if backend == "reference":
         losses, maximum, total, right = reference.cross_entropy_forward(logits, labels)
@@ -280,10 +312,10 @@ def _forward(
             logits.copy_(reference.cross_entropy_backward(logits, labels, maximum, total, losses.new_tensor(scale)))
         return losses, right, maximum, total
     losses, maximum, total = (logits.new_empty(len(labels), dtype=torch.float32) for _ in range(3))
-    right = labels.new_empty(len(labels), dtype=torch.int32)
+    right = labels.new_zeros(len(labels), dtype=torch.int32)
     load(backend).cross_entropy_forward(
-        logits, labels, losses, maximum, total, right, logits if gradient else logits.new_empty(0), scale,
-        _blocks(backend, logits),
+        logits, labels, losses, maximum, total, right if count_right else right[:0],
+        logits if gradient else logits.new_empty(0), scale, _blocks(backend, logits),
     )  # fmt: skip
     return losses, right, maximum, total
 
@@ -293,13 +325,16 @@ def _add_product(total: Tensor, dlogits: Tensor, hidden: Tensor, first: bool) ->
     if total.dtype == dlogits.dtype:
         torch.addmm(total, dlogits.t(), hidden, beta=0 if first else 1, out=total)
     elif total.is_cuda:
-        torch.addmm(total, dlogits.t(), hidden, out_dtype=total.dtype, beta=0 if first else 1, out=total)
+        for begin in range(0, total.shape[0], CUDA_SLICE):
+            columns = slice(begin, begin + CUDA_SLICE)
+            product = torch.mm(dlogits[:, columns].t(), hidden, out_dtype=total.dtype)
+            total[columns].copy_(product) if first else total[columns].add_(product)
     else:
-        _add_product_by_slices(total, dlogits, hidden, first)
+        _add_product_on_cpu(total, dlogits, hidden, first)
 
 
-def _add_product_by_slices(total: Tensor, dlogits: Tensor, hidden: Tensor, first: bool) -> None:
-    """On a CPU, whose products of 16-bit matrices are 16-bit: a slice of V at a time, in memory that is used again."""
+def _add_product_on_cpu(total: Tensor, dlogits: Tensor, hidden: Tensor, first: bool) -> None:
+    """Where products of 16-bit matrices are 16-bit: a slice of V at a time, in memory that is used again."""
     if dlogits.dtype == torch.float16:  # a sum may exceed what fp16 holds, and the product is slow in it
         hidden = hidden.float()
     product = hidden.new_empty(min(SLICE, total.shape[0]), hidden.shape[1])

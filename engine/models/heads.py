@@ -10,6 +10,7 @@ from engine.config.arch import ArchConfig, padded_vocab_size
 from engine.models.dropout import dropout
 from engine.models.layers import ActivatedLinear, LayerNorm, Linear
 from engine.models.layout import PackedLayout
+from kernels.cross_entropy import linear_cross_entropy
 
 # N tokens in the packed batch, M of them predicted, S sequences, D hidden_size, Vp padded vocabulary
 
@@ -26,11 +27,13 @@ class MaskedLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(padded_vocab_size(arch.vocab_size)))
         self.register_buffer("padding_bias", padding_bias(arch.vocab_size), persistent=False)
 
-    def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
-        """Predict tokens: hidden [M, D] and the word embedding [Vp, D] to logits [M, Vp], -inf for padding."""
+    def forward(
+        self, hidden: Tensor, word_embedding: Tensor, labels: Tensor | None = None, count_right: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Predict tokens; see ``decode``."""
         hidden = self.norm(self.dense(hidden))  # [M, D]
         bias = self.bias + self.padding_bias.to(self.bias.dtype)  # [Vp]; DeepSpeed keeps buffers in fp32
-        return F.linear(hidden, word_embedding, bias)
+        return decode(hidden, word_embedding, bias, labels, count_right)
 
 
 class CausalLMHead(nn.Module):
@@ -42,9 +45,11 @@ class CausalLMHead(nn.Module):
         super().__init__()
         self.register_buffer("padding_bias", padding_bias(arch.vocab_size), persistent=False)
 
-    def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
-        """Predict tokens: hidden [M, D] and the word embedding [Vp, D] to logits [M, Vp], -inf for padding."""
-        return F.linear(hidden, word_embedding, self.padding_bias.to(word_embedding.dtype))
+    def forward(
+        self, hidden: Tensor, word_embedding: Tensor, labels: Tensor | None = None, count_right: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Predict tokens; see ``decode``."""
+        return decode(hidden, word_embedding, self.padding_bias.to(word_embedding.dtype), labels, count_right)
 
 
 class SentencePairHead(nn.Module):
@@ -84,6 +89,27 @@ class SequenceClassificationHead(nn.Module):
         first = layout.cu_seqlens[:-1].clamp(max=hidden.shape[0] - 1)  # an empty sequence at the end begins at N
         pooled = torch.tanh(self.pooler(dropout(hidden[first], self.first_dropout, self.training)))  # [S, D]
         return self.classifier(dropout(pooled, self.dropout, self.training))
+
+
+def decode(
+    hidden: Tensor, word_embedding: Tensor, bias: Tensor, labels: Tensor | None, count_right: bool
+) -> Tensor | tuple[Tensor, Tensor | None]:
+    """Predict tokens by the word embedding.
+
+    Args:
+        hidden: [M, D].
+        word_embedding: [Vp, D].
+        bias: [Vp], -inf for padding.
+        labels: [M] int64, the right tokens.
+        count_right: count the labels that are predicted.
+
+    Returns:
+        Logits [M, Vp]. With labels, without the logits as a whole: the sum of their losses, scalar fp32, and how many
+        of them are predicted, scalar int64, or None.
+    """
+    if labels is None:
+        return F.linear(hidden, word_embedding, bias)
+    return linear_cross_entropy(hidden, word_embedding, bias, labels, count_right)
 
 
 def padding_bias(vocab_size: int) -> Tensor:

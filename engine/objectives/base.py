@@ -16,7 +16,9 @@ from engine.config.arch import ArchConfig
 from engine.data.batch import PackedBatch
 from engine.data.plan import SequenceLayout
 from engine.data.rows import Row
+from engine.models.dropout import uses_kernel
 from engine.models.model import Model
+from kernels.cross_entropy import LINEAR_CROSS_ENTROPY
 
 TOKEN_TERMS = ("mlm", "lm")  # terms whose targets are tokens
 
@@ -96,6 +98,25 @@ def cross_entropy_term(logits: Tensor, labels: Tensor, count: int, with_accuracy
     """Summed cross-entropy in fp32 of logits [M, C] against labels [M] int64."""
     loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum")
     correct = (logits.argmax(-1) == labels).sum() if with_accuracy else None
+    return LossTerm(loss_sum, count, correct=correct)
+
+
+def token_term(model: Model, name: str, hidden: Tensor, batch: PackedBatch, with_accuracy: bool) -> LossTerm:
+    """The loss of a batch's tokens that a head predicts.
+
+    Args:
+        model: whose head it is.
+        name: of the head and its targets.
+        hidden: [N, D], the hidden states of the batch.
+        batch: with targets.
+        with_accuracy: count the tokens that are predicted right.
+    """
+    target, count = batch.targets[name], batch.counts[name]
+    hidden = hidden[target.index]  # [M, D]
+    if not uses_kernel(LINEAR_CROSS_ENTROPY, hidden.device):
+        logits = model.heads[name](hidden, model.word_embedding)  # [M, Vp]
+        return cross_entropy_term(logits, target.labels, count, with_accuracy)
+    loss_sum, correct = model.heads[name](hidden, model.word_embedding, target.labels, with_accuracy)
     return LossTerm(loss_sum, count, correct=correct)
 
 

@@ -15,7 +15,7 @@ from engine.data.plan import SequenceLayout
 from engine.data.rows import Row
 from engine.models.heads import CausalLMHead
 from engine.models.model import Model
-from engine.objectives.base import LossTerm, Vocabulary, cross_entropy_term, encode, require_tokens
+from engine.objectives.base import LossTerm, Vocabulary, encode, require_tokens, token_term
 
 
 class CausalLM:
@@ -53,7 +53,4 @@ class CausalLM:
 
     def losses(self, model: Model, batch: PackedBatch, with_accuracy: bool = False) -> dict[str, LossTerm]:
         """Cross-entropy of the next tokens."""
-        target = batch.targets[self.name]
-        hidden = encode(model, batch)[target.index]  # [M, D]
-        logits = model.heads[self.name](hidden, model.word_embedding)  # [M, Vp]
-        return {self.name: cross_entropy_term(logits, target.labels, batch.counts[self.name], with_accuracy)}
+        return {self.name: token_term(model, self.name, encode(model, batch), batch, with_accuracy)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from engine.config.arch import ArchConfig
 from engine.config.masking import MaskingConfig
@@ -15,7 +15,7 @@ from engine.data.plan import SequenceLayout
 from engine.data.rows import Row
 from engine.models.heads import MaskedLMHead
 from engine.models.model import Model
-from engine.objectives.base import LossTerm, Vocabulary, cross_entropy_term, encode, require_tokens
+from engine.objectives.base import LossTerm, Vocabulary, encode, require_tokens, token_term
 from engine.objectives.masking import RowText, TokenMasker
 
 Int64 = NDArray[np.int64]
@@ -64,11 +64,4 @@ class MaskedLM:
 
     def losses(self, model: Model, batch: PackedBatch, with_accuracy: bool = False) -> dict[str, LossTerm]:
         """Cross-entropy of the masked tokens; the head sees only them."""
-        return {"mlm": masked_token_term(model, encode(model, batch), batch, with_accuracy)}
-
-
-def masked_token_term(model: Model, hidden: Tensor, batch: PackedBatch, with_accuracy: bool) -> LossTerm:
-    """The loss of a batch's masked tokens from its hidden states [N, D]."""
-    target = batch.targets["mlm"]
-    logits = model.heads["mlm"](hidden[target.index], model.word_embedding)  # [M, Vp]
-    return cross_entropy_term(logits, target.labels, batch.counts["mlm"], with_accuracy)
+        return {"mlm": token_term(model, "mlm", encode(model, batch), batch, with_accuracy)}

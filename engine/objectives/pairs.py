@@ -24,9 +24,8 @@ from engine.data.plan import SequenceLayout
 from engine.data.rows import Piece, Row, TokenRange
 from engine.models.heads import MaskedLMHead, SentencePairHead
 from engine.models.model import Model
-from engine.objectives.base import LossTerm, Vocabulary, cross_entropy_term, encode, require_tokens
+from engine.objectives.base import LossTerm, Vocabulary, cross_entropy_term, encode, require_tokens, token_term
 from engine.objectives.masking import RowText, TokenMasker
-from engine.objectives.mlm import masked_token_term
 from engine.objectives.other_text import CANDIDATES, Wanted, find_other_text
 
 NO_PAIR = -1
@@ -100,7 +99,7 @@ class PairedMaskedLM:
         first = batch.layout.cu_seqlens[target.index]  # [M]
         logits = model.heads[self.pair](hidden[first])  # [M, 2]
         return {
-            "mlm": masked_token_term(model, hidden, batch, with_accuracy),
+            "mlm": token_term(model, "mlm", hidden, batch, with_accuracy),
             self.pair: cross_entropy_term(logits, target.labels, batch.counts[self.pair], with_accuracy=True),
         }
 

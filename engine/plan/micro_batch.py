@@ -24,6 +24,7 @@ from engine.models.embeddings import Embeddings
 from engine.models.layout import PackedLayout
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
+from kernels.cross_entropy import workspace_bytes
 
 FLASH_BLOCK = 128  # rows that the flash kernel's backward pass rounds each sequence up to
 
@@ -77,7 +78,23 @@ class _Allocations(TorchDispatchMode):
         for tensor in torch.utils._pytree.tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._look_at(tensor)
+        if func is torch.ops.kernels.linear_cross_entropy.default:
+            self._note_workspace(*args)
         return result
+
+    def _note_workspace(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        count_right: bool,
+        chunk_rows: int,
+        wanted: list[bool],
+    ) -> None:
+        """Memory that an operation of ours takes and gives back before it returns, which no operator of torch shows."""
+        size = workspace_bytes(hidden, weight, chunk_rows, wanted)
+        self.events += [Event("bytes", "", size), Event("bytes", "", -size)]
 
     def _look_at(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -171,7 +171,7 @@ def test_ignored_rows_count_for_nothing(backend, use):
     found = check_softmax(logits, labels, 2e-6)
     assert (labels == IGNORE_INDEX).sum() == 2 and not found["logits"][labels == IGNORE_INDEX].any()
     none = torch.full_like(labels, IGNORE_INDEX)
-    assert softmax_cross_entropy(logits, none)[0] == 0 and softmax_cross_entropy(logits, none)[1] == 0
+    assert [float(each) for each in softmax_cross_entropy(logits, none, count_right=True)] == [0, 0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -185,14 +185,16 @@ def test_right_labels_are_counted(backend, use):
     labels[7] = IGNORE_INDEX
     expected = int((labels == best).sum())
     assert 40 < expected < 64
-    _, right = softmax_cross_entropy(logits, labels.to(logits.device))
+    _, right = softmax_cross_entropy(logits, labels.to(logits.device), count_right=True)
     assert right.dtype == torch.int64 and int(right) == expected
+    assert softmax_cross_entropy(logits, labels.to(logits.device))[1] is None
     identity = torch.eye(512, device=logits.device, dtype=torch.bfloat16)
     assert (
-        int(linear_cross_entropy(logits.clamp(min=-100), identity, None, labels.to(logits.device), 10)[1]) == expected
+        int(linear_cross_entropy(logits.clamp(min=-100), identity, None, labels.to(logits.device), True, 10)[1])
+        == expected
     )
     logits[5, 3] = torch.nan
-    assert int(softmax_cross_entropy(logits[5:6], best[5:6].to(logits.device))[1]) == 0
+    assert int(softmax_cross_entropy(logits[5:6], best[5:6].to(logits.device), count_right=True)[1]) == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -294,7 +296,7 @@ def test_only_what_is_wanted_is_made(backend, use, monkeypatch):
     monkeypatch.setattr(cross_entropy, "_linear_cross_entropy", noting)
     full = check_linear(made, 4e-6, chunk_rows=4)
     made.hidden.requires_grad_()
-    loss, _ = linear_cross_entropy(made.hidden, made.weight, None, made.labels, 4)
+    loss, _ = linear_cross_entropy(made.hidden, made.weight, None, made.labels, chunk_rows=4)
     loss.backward()
     plain = F.cross_entropy(F.linear(made.hidden.detach(), made.weight), made.labels, reduction="sum")
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
@@ -310,7 +312,9 @@ def test_gradients_of_the_reference_in_float64(chunk_rows):
     hidden, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((7, 5), (11, 5), (11,)))
     labels = torch.tensor([0, 3, IGNORE_INDEX, 10, 3, 5, 0])
     inputs = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
-    assert torch.autograd.gradcheck(lambda *leaves: linear_cross_entropy(*leaves, labels, chunk_rows)[0], inputs)
+    assert torch.autograd.gradcheck(
+        lambda *leaves: linear_cross_entropy(*leaves, labels, chunk_rows=chunk_rows)[0], inputs
+    )
     logits = torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda logits: softmax_cross_entropy(logits, labels)[0], [logits])
 
@@ -320,7 +324,7 @@ def test_gradients_of_16_bit_weights_can_be_fp32(use):
     made = case((40, 16, 264), dtype=torch.bfloat16)
     weight = made.weight.clone().requires_grad_()
     weight.grad_dtype = torch.float32
-    loss, _ = linear_cross_entropy(made.hidden, weight, made.bias, made.labels, 16)
+    loss, _ = linear_cross_entropy(made.hidden, weight, made.bias, made.labels, chunk_rows=16)
     loss.backward()
     assert weight.grad.dtype == torch.float32
     assert (weight.grad != weight.grad.bfloat16()).any()
@@ -334,7 +338,7 @@ def test_compiled_and_checkpointed(backend, use):
     def loss_of(hidden, weight, bias):
         logits = F.linear(hidden, weight, bias)
         return (
-            linear_cross_entropy(hidden, weight, bias, made.labels, 4)[0]
+            linear_cross_entropy(hidden, weight, bias, made.labels, chunk_rows=4)[0]
             + softmax_cross_entropy(logits, made.labels)[0]
         )
 
@@ -355,8 +359,8 @@ def test_operators_keep_torch_s_rules(use):
     use("cpu")
     made = case((6, 8, 64))
     leaves = [leaf.requires_grad_() for leaf in made.leaves().values()]
-    torch.library.opcheck(torch.ops.kernels.linear_cross_entropy, (*leaves, made.labels, 4, [True, True, True]))
-    torch.library.opcheck(torch.ops.kernels.cross_entropy, (logits_for((6, 64)).requires_grad_(), made.labels))
+    torch.library.opcheck(torch.ops.kernels.linear_cross_entropy, (*leaves, made.labels, True, 4, [True, True, True]))
+    torch.library.opcheck(torch.ops.kernels.cross_entropy, (logits_for((6, 64)).requires_grad_(), made.labels, True))
 
 
 def test_probabilities_are_not_stored(use):
@@ -412,4 +416,4 @@ def test_mistakes():
     with pytest.raises(ValueError, match=r"bias is \[8\] torch.float64; it must be \[8\] torch.float32, as weight"):
         linear_cross_entropy(x, weight, torch.zeros(8, dtype=torch.float64), labels)
     with pytest.raises(ValueError, match="chunk_rows is 0; it must be at least 1"):
-        linear_cross_entropy(x, weight, None, labels, 0)
+        linear_cross_entropy(x, weight, None, labels, chunk_rows=0)

@@ -19,12 +19,13 @@ from engine.data.batch import PackedBatch, Targets
 from engine.data.rows import Piece, PieceSentences, Row, Sentences, TokenRange
 from engine.models.layout import PackedLayout
 from engine.models.model import Model, build_model
-from engine.objectives.base import PretrainingObjective, Vocabulary
+from engine.objectives.base import LossTerm, PretrainingObjective, Vocabulary
 from engine.objectives.lm import CausalLM
 from engine.objectives.mlm import MaskedLM
 from engine.objectives.pairs import PairedMaskedLM
 from engine.objectives.registry import CAUSAL, OBJECTIVES, build_objective
 from engine.optim.build import build_optimizer
+from kernels import build, dispatch
 
 SIZE = 61
 IDS = {"unk": 0, "cls": 1, "sep": 2, "mask": 3, "bos": 1, "eos": 2}
@@ -133,13 +134,14 @@ def test_loss_is_the_negative_log_likelihood_of_the_labels(name):
 
 
 def logits_of(objective: PretrainingObjective, model: Model, batch: PackedBatch) -> Tensor:
-    """What the objective's head returns for the targets of a batch."""
+    """The logits of what the objective's head predicts in a batch."""
     kept: list[Tensor] = []
     head: nn.Module = model.heads[objective.name]
-    hook = head.register_forward_hook(lambda module, given, result: kept.append(result.detach()))
+    hook = head.register_forward_pre_hook(lambda module, given: kept.extend(given[:2]))
     objective.losses(model, batch)
     hook.remove()
-    return kept[0]
+    with torch.no_grad():
+        return head(*kept)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -156,6 +158,44 @@ def test_changing_one_sequence_leaves_the_others_bit_equal(name):
         inside = (index >= begin) & (index < end)
         assert torch.equal(after[~inside], before[~inside])
         assert not inside.any() or not torch.equal(after[inside], before[inside])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_losses_without_whole_logits_are_those_of_torch(name, backend, monkeypatch):
+    if backend == "cpu" and (reason := build.missing("cpu")):
+        pytest.skip(reason)
+    objective, model = parts(name, std=0.2)
+    batch = objective.collate(rows(UNEVEN))
+    monkeypatch.setattr(dispatch, "measured", dict)
+    monkeypatch.delenv("KERNELS_BACKEND", raising=False)
+    plain, expected = loss_and_gradients(objective, model, batch)
+    monkeypatch.setenv("KERNELS_BACKEND", backend)
+    calls = heads_calls(model.heads[name])
+    ours, found = loss_and_gradients(objective, model, batch)
+    assert [len(given) for given in calls] == [4]  # with labels
+    assert ours.loss_sum.item() == pytest.approx(plain.loss_sum.item(), rel=1e-6)
+    assert int(ours.correct) == int(plain.correct) and ours.num_targets == plain.num_targets
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert objective.losses(model, batch)[name].loss_sum.item() == pytest.approx(plain.loss_sum.item(), rel=1e-6)
+
+
+def heads_calls(head: nn.Module) -> list[tuple]:
+    """What a head is called with from now on."""
+    calls: list[tuple] = []
+    head.register_forward_pre_hook(lambda module, given: calls.append(given))
+    return calls
+
+
+def loss_and_gradients(
+    objective: PretrainingObjective, model: Model, batch: PackedBatch
+) -> tuple[LossTerm, dict[str, Tensor]]:
+    term = objective.losses(model, batch, with_accuracy=True)[objective.name]
+    model.zero_grad()
+    (term.loss_sum * 0.1).backward()
+    return term, {key: p.grad.clone() for key, p in model.named_parameters()}
 
 
 def test_batch_without_targets_costs_nothing():
