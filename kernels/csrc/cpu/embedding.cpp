@@ -210,31 +210,38 @@ void sum_piece(const EmbeddingRuns& args, const Runs& runs, int table, int64_t p
   }
 }
 
-void sum_pieces(const EmbeddingRuns& args, int table, int64_t first, int64_t last) {
-  const Runs runs(args, table);
+void sum_pieces(const EmbeddingRuns& args, int64_t first, int64_t last) {
   Floats sum(args.width);
   with_type(args.type, [&](auto zero) {
-    for (int64_t piece = first; piece < last; ++piece) sum_piece<decltype(zero)>(args, runs, table, piece, sum.data());
+    for (int64_t number = first; number < last; ++number) {
+      const int table = static_cast<int>(number / args.pieces);
+      if (args.out[table] == nullptr) continue;
+      sum_piece<decltype(zero)>(args, Runs(args, table), table, number % args.pieces, sum.data());
+    }
   });
 }
 
-void join_pieces(const EmbeddingRuns& args, int table, int64_t first, int64_t last) {
-  const Runs runs(args, table);
-  for (int64_t piece = first; piece < last; ++piece) {
-    const int64_t begin = piece * args.length, end = begin + args.length;
-    if (!runs.goes_on(end)) continue;
-    const int64_t id = runs.ids[end];
-    const bool began_before = runs.goes_on(begin) && runs.ids[begin] == id;
-    if (began_before || id < 0 || id >= runs.rows) continue;
-    float* sum = runs.share(piece, true);
-    for (int64_t next = piece + 1; next < args.pieces; ++next) {
-      const float* share = runs.share(next, false);
+void join_piece(const EmbeddingRuns& args, const Runs& runs, int table, int64_t piece) {
+  const int64_t begin = piece * args.length, end = begin + args.length;
+  if (!runs.goes_on(end)) return;
+  const int64_t id = runs.ids[end];
+  const bool began_before = runs.goes_on(begin) && runs.ids[begin] == id;
+  if (began_before || id < 0 || id >= runs.rows) return;
+  float* sum = runs.share(piece, true);
+  for (int64_t next = piece + 1; next < args.pieces; ++next) {
+    const float* share = runs.share(next, false);
 #pragma omp simd
-      for (int64_t i = 0; i < args.width; ++i) sum[i] += share[i];
-      const int64_t after = (next + 1) * args.length;
-      if (after >= args.count || runs.ids[after] != id) break;
-    }
-    with_type(args.type, [&](auto zero) { write_row<decltype(zero)>(args.out[table], id, args.width, sum); });
+    for (int64_t i = 0; i < args.width; ++i) sum[i] += share[i];
+    const int64_t after = (next + 1) * args.length;
+    if (after >= args.count || runs.ids[after] != id) break;
+  }
+  with_type(args.type, [&](auto zero) { write_row<decltype(zero)>(args.out[table], id, args.width, sum); });
+}
+
+void join_pieces(const EmbeddingRuns& args, int64_t first, int64_t last) {
+  for (int64_t number = first; number < last; ++number) {
+    const int table = static_cast<int>(number / args.pieces);
+    if (args.out[table] != nullptr) join_piece(args, Runs(args, table), table, number % args.pieces);
   }
 }
 

@@ -13,10 +13,10 @@ struct EmbeddingKernels {
   void (*backward)(const EmbeddingBackward& args, int64_t first, int64_t last);
   // Columns [first, last) of the blocks' sums.
   void (*reduce)(const EmbeddingBackward& args, int64_t first, int64_t last);
-  // Pieces [first, last) of a table.
-  void (*sum_pieces)(const EmbeddingRuns& args, int table, int64_t first, int64_t last);
-  // The runs of a table that go on after the pieces [first, last) that they begin in.
-  void (*join_pieces)(const EmbeddingRuns& args, int table, int64_t first, int64_t last);
+  // Pieces [first, last) of all tables: piece p of table t is number t * pieces + p.
+  void (*sum_pieces)(const EmbeddingRuns& args, int64_t first, int64_t last);
+  // The runs that go on after the pieces [first, last) that they begin in.
+  void (*join_pieces)(const EmbeddingRuns& args, int64_t first, int64_t last);
 };
 
 KERNELS_LEVELS(EmbeddingKernels, embedding_kernels)

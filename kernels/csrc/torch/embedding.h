@@ -120,15 +120,13 @@ inline void embedding_runs(const Tensor& dz, const Tensor& ids, const Tensor& or
   args.length = length;
   args.type = type_of(dz.scalar_type());
 #if defined(KERNELS_CPU)
-  for (int table = 0; table < kTables; ++table) {
-    if (args.out[table] == nullptr) continue;
-    torch::stable::parallel_for(0, args.pieces, 1, [&](int64_t first, int64_t last) {
-      embedding_kernels().sum_pieces(args, table, first, last);
-    });
-    torch::stable::parallel_for(0, args.pieces, 1, [&](int64_t first, int64_t last) {
-      embedding_kernels().join_pieces(args, table, first, last);
-    });
-  }
+  const int64_t pieces = kTables * args.pieces;
+  torch::stable::parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
+    embedding_kernels().sum_pieces(args, first, last);
+  });
+  torch::stable::parallel_for(0, pieces, kTables * grain_of(args.width), [&](int64_t first, int64_t last) {
+    embedding_kernels().join_pieces(args, first, last);
+  });
 #else
   check(kernels_embedding_runs(&args, stream_of(dz)), "embedding_runs");
 #endif
