@@ -39,6 +39,7 @@ CPU_SIZES = {4096: (768,)}
 CUDA_SIZES = {4096: (768, 1024, 1600, 4096), 65536: (768, 1024, 1600, 4096)}
 GRAPH_SECONDS, GROUP_SECONDS = 0.01, 0.02  # on a GPU: of replays before timing, and of those timed together
 SMALL_COPY = 1 << 20
+MIN_ROUNDS, CASE_SECONDS = 5, 30.0  # a slow case has fewer rounds
 
 
 def settings_of(options: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
@@ -153,7 +154,10 @@ def measure(case: Case, setting: Setting, backend: str, rounds: int) -> dict[str
                     raise
                 failed[name] = str(problem).splitlines()[0]
         times: dict[str, list[float]] = {name: [] for name in clocks}
-        for _ in range(rounds):
+        start = time.monotonic()
+        for number in range(rounds):
+            if number >= MIN_ROUNDS and time.monotonic() - start > CASE_SECONDS:
+                break
             for name, take in clocks.items():
                 times[name].append(take())
     return {

@@ -112,9 +112,12 @@ def test_types_that_apex_does_not_mix_go_to_the_reference(installed, ran):
     assert set(ran) == {"reference"}
 
 
-def test_no_rows(installed):
+@pytest.mark.parametrize("centre", [True, False])
+def test_no_rows(centre, installed, ran):
     installed()
-    assert run(case((0, 8)))["weight"].abs().max() == 0
+    found = run(case((0, 8), without=() if centre else ("shift",)), centre=centre)
+    assert found["weight"].abs().max() == 0 and found["y"].shape == (0, 8)
+    assert set(ran) == {"apex"} and apex.NORMS not in sys.modules
 
 
 @pytest.mark.parametrize(
