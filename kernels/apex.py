@@ -69,8 +69,8 @@ def norm_forward(z: Tensor, weight: Tensor, shift: Tensor | None, centre: bool, 
         y [R, W] in the type of weight; mean (without elements where rows keep it) and rstd [R] fp32.
     """
     if not z.numel():  # no grid of blocks is that small
-        statistics = weight.new_empty(z.shape[0], dtype=torch.float32)
-        return z.to(weight.dtype), statistics if centre else statistics.new_empty(0), statistics
+        mean, rstd = (weight.new_empty(z.shape[0], dtype=torch.float32) for _ in range(2))
+        return torch.empty_like(z, dtype=weight.dtype), mean, rstd
     suffix = "" if z.dtype == weight.dtype else "_mixed_dtypes"
     shape = [z.shape[-1]]
     if not centre:
@@ -85,7 +85,8 @@ def norm_forward(z: Tensor, weight: Tensor, shift: Tensor | None, centre: bool, 
 def norm_backward(dy: Tensor, z: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``norm_forward``: for z [R, W], and of weight and shift [W] fp32."""
     if not z.numel():
-        return torch.empty_like(z), *torch.zeros(2, z.shape[-1], device=z.device).unbind()
+        dweight, dshift = (torch.zeros(z.shape[-1], device=z.device) for _ in range(2))
+        return torch.empty_like(z), dweight, dshift
     shape, eps, from_output = [z.shape[-1]], 0.0, False  # eps is in rstd
     if not mean.numel():
         dz, dweight = _norms().rms_backward_affine(dy, rstd, z, shape, weight, eps, from_output)
