@@ -174,7 +174,9 @@ void sum_rows(const EmbeddingRuns& args, const Runs& runs, int64_t first, int64_
     const T* c = dz + runs.order[at + 2] * width;
     const T* d = dz + runs.order[at + 3] * width;
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) out[i] = out[i] + to_float(a[i]) + to_float(b[i]) + to_float(c[i]) + to_float(d[i]);
+    for (int64_t i = 0; i < width; ++i) {
+      out[i] = out[i] + to_float(a[i]) + to_float(b[i]) + to_float(c[i]) + to_float(d[i]);
+    }
   }
   for (; at < last; ++at) {
     const T* next = dz + runs.order[at] * width;

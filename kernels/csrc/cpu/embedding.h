@@ -9,7 +9,7 @@ namespace kernels {
 struct EmbeddingKernels {
   // Rows [first, last).
   void (*forward)(const EmbeddingForward& args, int64_t first, int64_t last);
-  // Blocks [first, last) of rows: block b of n holds rows [b N / n, (b + 1) N / n), so the sums do not depend on threads.
+  // Blocks [first, last) of rows: block b of n holds rows [b N / n, (b + 1) N / n), whatever the threads.
   void (*backward)(const EmbeddingBackward& args, int64_t first, int64_t last);
   // Columns [first, last) of the blocks' sums.
   void (*reduce)(const EmbeddingBackward& args, int64_t first, int64_t last);
