@@ -45,10 +45,10 @@ def clip(
 
 
 def _factor(norm: Tensor | float, limit: float, scale: float) -> Tensor | None:
-    """What gradients are multiplied by; None: nothing."""
+    """What gradients are multiplied by, [1] float32 (DeepSpeed's norms are fp64); None: nothing."""
     if limit <= 0:
         return None if scale == 1 else torch.tensor([1.0 / scale])
-    return (limit / (torch.as_tensor(norm).reshape(1) / scale + CLIP_EPS)).clamp(max=1.0) / scale
+    return (limit / (torch.as_tensor(norm).reshape(1) / scale + CLIP_EPS)).float().clamp(max=1.0) / scale
 
 
 def hand_over_factors(engine: Any, optimizer: torch.optim.Optimizer) -> None:

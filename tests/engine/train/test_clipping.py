@@ -87,6 +87,8 @@ def test_norm_and_clipping_are_torch_s(backend, monkeypatch):
     before = [gradient.clone() for gradient in gradients]
     clip(ours, gradients, found, 0.3, 8.0)
     assert ours.factor is not None and all(map(torch.equal, gradients, before))
+    clip(ours, gradients, found.double(), 0.3, 8.0)
+    assert ours.factor.dtype == torch.float32  # fp64 would have gradients copied to fp64
     clip(torch.optim.AdamW(parameters), gradients, found, 0.3, 8.0)
     for gradient, old, right in zip(gradients, before, expected, strict=True):
         torch.testing.assert_close(gradient, right)
