@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from kernels import build
 from kernels.activation import GatedLinear, LinearGelu, bias_gelu, gated
 from tests.kernels.backends import BACKENDS, CUDA, PACKED, TOLERANCE, TYPES, assert_near, device_of
 
@@ -154,6 +158,33 @@ def test_large_values_and_infinities(backend, call, use):
     assert torch.equal(found["x"], (values > 0).float())
     made["x"][0, 3] = torch.nan
     assert all(value.cpu()[0, 3].isnan() for value in run(call, made).values())
+
+
+LEVELS = """
+import torch, torch.nn.functional as F
+from kernels.activation import gated
+x, dy = torch.randn(301, 2 * 67), torch.randn(301, 67)
+x[0], dy[0] = 1.0, 1.0
+x[0, :6] = torch.tensor([torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 100.0])
+for kind, act in (("gelu", F.gelu), ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh")), ("silu", F.silu)):
+    ours, plain = x.clone().requires_grad_(), x.double().clamp(-1e9, 1e9).requires_grad_()
+    y, expected = gated(ours, None, kind), act(plain[:, :67]) * plain[:, 67:]
+    y.backward(dy), expected.backward(dy.double())
+    assert (y[1:] - expected[1:]).abs().max() < 2e-6 * expected[1:].abs().max()
+    assert (ours.grad[1:] - plain.grad[1:]).abs().max() < 2e-6 * plain.grad[1:].abs().max()
+    values = torch.tensor([torch.inf, 0.0, torch.nan, 3e38, 0.0, 100.0])
+    assert torch.allclose(y[0, :6], values, rtol=0.0, atol=0.0, equal_nan=True)
+    slopes = torch.tensor([1.0, 0.0, torch.nan, 1.0, 0.0, 1.0])
+    assert torch.allclose(ours.grad[0, :6], slopes, rtol=0.0, atol=0.0, equal_nan=True)
+"""
+
+
+@pytest.mark.parametrize("level", build.CPU_LEVELS)
+def test_each_level_of_instructions(level, use):
+    use("cpu")
+    env = {**os.environ, "PYTHONPATH": str(build.SOURCES.parents[1]), "KERNELS_CPU_LEVEL": level}
+    done = subprocess.run([sys.executable, "-c", LEVELS], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
