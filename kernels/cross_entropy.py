@@ -76,7 +76,8 @@ def linear_cross_entropy(
 
     Where gradients are needed they are made with the loss, chunk by chunk, and only multiplied by the gradient of the
     loss afterwards: neither logits nor probabilities are kept, and the weight is not read again. After Liger-Kernel's
-    fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989).
+    fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989). Rows that are one chunk keep their logits instead,
+    which takes less than a gradient of the weight in fp32, unless ``chunk_rows`` is given.
 
     Args:
         hidden: [M, D] fp32, bf16 or fp16.
@@ -97,6 +98,8 @@ def linear_cross_entropy(
     rows = default_chunk_rows(hidden, weight) if chunk_rows is None else chunk_rows
     if rows < 1:
         raise ValueError(f"chunk_rows is {rows}; it must be at least 1")
+    if chunk_rows is None and rows >= hidden.shape[0]:
+        return softmax_cross_entropy(torch.nn.functional.linear(hidden, weight, bias), labels, count_right)
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
     loss, right, *_ = _linear_cross_entropy(hidden, weight, bias, labels, count_right, rows, wanted)
     return loss, right if count_right else None

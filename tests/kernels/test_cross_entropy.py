@@ -12,7 +12,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from kernels import cross_entropy
-from kernels.cross_entropy import IGNORE_INDEX, default_chunk_rows, linear_cross_entropy, softmax_cross_entropy
+from kernels.cross_entropy import (
+    IGNORE_INDEX,
+    default_chunk_rows,
+    linear_cross_entropy,
+    softmax_cross_entropy,
+    workspace_bytes,
+)
 from tests.kernels.backends import BACKENDS, CUDA, PACKED, TOLERANCE, TYPES, assert_near, device_of
 
 SIZES = [(1, 8), (5, 64), (37, 2048), (3, 21128), (11, 5000), (0, 64)]
@@ -237,7 +243,7 @@ def test_sizes_that_a_backend_does_not_take(backend, use, ran, caplog):
     use(backend)
     for _ in range(2):
         check_softmax(logits_for((4, 1009), backend), labels_for(4, 1006, backend), 2e-6)
-        check_linear(case((4, 8, 1009), backend), 4e-6)
+        check_linear(case((4, 8, 1009), backend), 4e-6, chunk_rows=2)
     assert set(ran) == {"reference"}
     assert caplog.text.count("cross_entropy on") == 2  # each operation says it once
     assert "width 1009 is no multiple of 8; torch operators run" in caplog.text
@@ -258,10 +264,10 @@ def test_small_fp16_gradients_are_kept(backend, use):
     use(backend)
     made = case((16, 32, 21128), backend, torch.float16)
     made.hidden.mul_(0.01)
-    check_linear(made, 1.5e-3, upstream=64.0)
+    check_linear(made, 1.5e-3, upstream=64.0, chunk_rows=8)
     found = gradients(
         {"weight": made.weight, "hidden": made.hidden},
-        lambda weight, hidden: linear_cross_entropy(hidden, weight, made.bias, made.labels)[0],
+        lambda weight, hidden: linear_cross_entropy(hidden, weight, made.bias, made.labels, chunk_rows=8)[0],
         2.0**16,
     )
     plain = exact(
@@ -280,7 +286,7 @@ def test_a_frequent_label_does_not_overflow_in_fp16(use):
     use("cpu")
     made = case((600, 8, 64), dtype=torch.float16)
     made.hidden.fill_(4.0), made.labels.fill_(7)  # 600 rows x 4 x the scale of gradients in fp16 is 614,400
-    check_linear(made, 2e-3, upstream=1 / 600)
+    check_linear(made, 2e-3, upstream=1 / 600, chunk_rows=600)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -301,9 +307,9 @@ def test_only_what_is_wanted_is_made(backend, use, monkeypatch):
     plain = F.cross_entropy(F.linear(made.hidden.detach(), made.weight), made.labels, reduction="sum")
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     with torch.no_grad():
-        assert linear_cross_entropy(made.hidden, made.weight, made.bias, made.labels)[0].item() == pytest.approx(
-            full["loss"].item(), rel=1e-6
-        )
+        assert linear_cross_entropy(made.hidden, made.weight, made.bias, made.labels, chunk_rows=4)[
+            0
+        ].item() == pytest.approx(full["loss"].item(), rel=1e-6)
     assert kept == [[True, True, True], [True, False, False], [False, False, False]]
 
 
@@ -372,7 +378,9 @@ def test_probabilities_are_not_stored(use):
         softmax_cross_entropy(logits, made.labels)
         assert sum(tensor.nbytes for tensor in saved) == logits.nbytes + 64 * (8 + 2 * 4)
         saved.clear()
-        linear_cross_entropy(made.hidden.requires_grad_(), made.weight.requires_grad_(), None, made.labels)
+        linear_cross_entropy(
+            made.hidden.requires_grad_(), made.weight.requires_grad_(), None, made.labels, chunk_rows=16
+        )
         assert sum(tensor.nbytes for tensor in saved) == made.hidden.nbytes + made.weight.nbytes
 
 
@@ -417,3 +425,36 @@ def test_mistakes():
         linear_cross_entropy(x, weight, torch.zeros(8, dtype=torch.float64), labels)
     with pytest.raises(ValueError, match="chunk_rows is 0; it must be at least 1"):
         linear_cross_entropy(x, weight, None, labels, chunk_rows=0)
+
+
+def test_rows_of_one_chunk_keep_their_logits(use, monkeypatch):
+    use("cpu")
+    made, calls = case((9, 8, 64)), []
+    softmax = cross_entropy.softmax_cross_entropy
+    monkeypatch.setattr(cross_entropy, "softmax_cross_entropy", lambda *args: calls.append(args) or softmax(*args))
+    one = check_linear(made, 4e-6)
+    assert len(calls) == 1
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(cross_entropy, "MIN_CHUNK_ROWS", 4)
+    several = check_linear(made, 4e-6)
+    assert len(calls) == 1 and several["loss"].item() == pytest.approx(one["loss"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_workspace_is_what_is_allocated(dtype, use):
+    use("cpu")
+    made = case((512, 32, 8192), dtype=dtype)
+    wanted = [True, True, False]
+
+    def call() -> tuple[Tensor, ...]:
+        return torch.ops.kernels.linear_cross_entropy(made.hidden, made.weight, None, made.labels, False, 64, wanted)
+
+    results = sum(tensor.nbytes for tensor in call())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = sorted(
+        (e.start_ns(), e.nbytes()) for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"
+    )
+    peak = max(itertools.accumulate(change for _, change in events))
+    expected = results + workspace_bytes(made.hidden, made.weight, 64, wanted)
+    assert expected <= peak <= 1.05 * expected
