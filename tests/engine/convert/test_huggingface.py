@@ -14,7 +14,7 @@ from engine.config.arch import ArchConfig
 from engine.convert.configs import pad_id_of
 from engine.convert.huggingface import arch_from_huggingface, from_huggingface, huggingface_class, to_huggingface
 from engine.convert.model_folder import read_model_folder, write_model_folder
-from engine.models import embeddings, heads, transformer
+from engine.models import dropout, embeddings, heads, layers, transformer
 from engine.models.heads import CausalLMHead, MaskedLMHead, SequenceClassificationHead
 from engine.models.layout import PackedLayout
 from engine.models.model import Model, build_model
@@ -238,8 +238,10 @@ def test_weights_come_back_bit_equal(arch: ArchConfig, head: str) -> None:
 
 @pytest.mark.parametrize(("arch", "head"), CASES)
 def test_training_drops_where_theirs_does(arch: ArchConfig, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (embeddings, heads, transformer):  # torch's own draws, so that the masks can be compared
+    for module in (dropout, embeddings, heads, layers):  # torch's own draws, so that the masks can be compared
         monkeypatch.setattr(module, "dropout", torch.nn.functional.dropout)
+    monkeypatch.setattr(dropout, "is_wanted", lambda *_: False)
+    monkeypatch.setattr(transformer, "draw_seed", lambda _: None)
     theirs = build_theirs(arch, head).train()
     ours = build_model(arch, {head: HEADS[head](arch)}, seed=0).train()
     ours.load_state_dict(from_huggingface(theirs.state_dict(), arch, PAD))
