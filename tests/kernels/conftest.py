@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,15 +11,24 @@ from kernels import build, dispatch
 
 
 @pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Force a backend for the rest of a test; skips where it cannot be built."""
+def use(monkeypatch: pytest.MonkeyPatch, ran: list[str]) -> Iterator[Callable[..., None]]:
+    """Force a backend for the rest of a test; skips where it cannot be built.
 
-    def force(name: str) -> None:
+    All calls from there on must run on it, and there must be one; or on the backends that the test gives as ``runs``.
+    """
+    spans: list[tuple[set[str], int]] = []
+
+    def force(name: str, runs: tuple[str, ...] | None = None) -> None:
         if name in ("cpu", "cuda", "emulator") and (reason := build.missing(name)):
             pytest.skip(f"the {name} backend cannot be built: {reason}")
         monkeypatch.setenv("KERNELS_BACKEND", name)
+        spans.append(({name} if runs is None else set(runs), len(ran)))
 
-    return force
+    dispatch._say_once.cache_clear()
+    yield force
+    ends = [*(start for _, start in spans[1:]), len(ran)]
+    for (expected, start), end in zip(spans, ends, strict=True):
+        assert set(ran[start:end]) == expected, "not the backends that the test is for"
 
 
 @pytest.fixture

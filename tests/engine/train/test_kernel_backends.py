@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels import overview
 from tests import commands
 
 STEPS = 50
+OURS = "AdamW of this engine's kernels"
 BACKENDS = ("reference", "cpu", "emulator", "auto")
 
 
@@ -40,7 +42,10 @@ def losses(model: str, shards: Path, folder: Path, backend: str) -> list[float]:
     ]  # fmt: skip
     done = commands.run(commands.PRETRAIN, options, env={"KERNELS_BACKEND": backend})
     assert done.returncode == 0, done.stdout
-    assert f"kernels: norm {'cpu' if backend == 'auto' else backend}, dropout_add" in done.stdout
+    runs = "cpu" if backend == "auto" else backend
+    line = f"kernels: {', '.join(f'{operation.name} {runs}' for operation in overview.OF_MODELS)}"
+    assert line in done.stdout.splitlines(), done.stdout
+    assert f"optimizer: {'AdamW (fused) of torch' if runs == 'reference' else OURS};" in done.stdout, done.stdout
     return [line["loss"] for line in commands.metrics(output) if "loss" in line]
 
 
