@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels.dispatch import Operation, choose, load
-from kernels.norm import CUDA_MAX_WIDTH, CUDA_PACK, FLOATS, dropout_add
+from kernels.limits import FORWARD_BLOCKS_PER_PROCESSOR, cpu_limit, row_blocks, row_limit
+from kernels.norm import dropout_add
 from kernels.philox import LEVELS, checked_threshold
 from kernels.reference import embedding as reference
 from kernels.tensors import packed, packed_or_none
@@ -17,23 +18,10 @@ from kernels.tensors import packed, packed_or_none
 # N tokens, D columns; V, P and S rows of the word, position and segment tables
 
 TABLES = ("word", "position", "segment")
-BLOCKS_PER_PROCESSOR = 2
-CPU_BLOCK_ROWS, CPU_MAX_BLOCKS = 32, 256
-EMULATOR_BLOCKS = 4  # few: each of its threads then has several rows, as on a GPU
 PIECE, MAX_PIECES = 32, 512  # sorted ids are cut into pieces of a multiple of this length
 
 
-def _cpu_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
-    return next((f"{dtype} is for the reference" for dtype in types if dtype not in FLOATS), None)
-
-
-def _cuda_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
-    if width % CUDA_PACK or not 0 < width <= CUDA_MAX_WIDTH:
-        return f"width {width} is no multiple of {CUDA_PACK} up to {CUDA_MAX_WIDTH}"
-    return _cpu_limit(width, types)
-
-
-EMBEDDING = Operation("embedding", {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit})
+EMBEDDING = Operation("embedding", {"cpu": cpu_limit, "cuda": row_limit, "emulator": row_limit})
 
 
 def embed(
@@ -135,16 +123,17 @@ def _embed(
     if backend in ("cpu", "reference") and word.device.type == "cpu":
         _check_range(tokens, positions, segments, word, position, segment)
     if backend == "reference":
-        return reference.embedding_forward(
+        y, mean, rstd = reference.embedding_forward(
             tokens, positions, segments, word, position, segment, weight, shift,
             eps=eps, threshold=threshold, seed=seed, site=site,
         )  # fmt: skip
+        return y.contiguous(), mean, rstd
     y, mean, rstd = _empty_results(
         tokens, positions, segments, word, position, segment, weight, shift, eps, threshold, seed, site
     )
     load(backend).embedding_forward(
         *_packed(tokens, positions, segments, word, position, segment, weight, shift), y, mean, rstd, eps, threshold,
-        seed, site, _blocks(backend, tokens),
+        seed, site, row_blocks(backend, word.device, tokens.shape[0], FORWARD_BLOCKS_PER_PROCESSOR),
     )  # fmt: skip
     return y, mean, rstd
 
@@ -204,14 +193,15 @@ def _sum_gradients(
     """Through dropout and norm: the gradients of the sum [N, D], of weight and of shift [D]."""
     backend = choose(EMBEDDING, word.device, width=word.shape[1], types=_types(word, weight))
     if backend == "reference":
-        return reference.embedding_backward(
+        dz, dweight, dshift = reference.embedding_backward(
             dy, tokens, positions, segments, word, position, segment, weight, mean, rstd,
             threshold=threshold, seed=seed, site=site,
         )  # fmt: skip
+        return dz.contiguous(), dweight, dshift
     dz, dweight, dshift = _empty_sum_gradients(
         dy, tokens, positions, segments, word, position, segment, weight, mean, rstd, threshold, seed, site
     )
-    partial = mean.new_empty(_blocks(backend, tokens), 2, word.shape[1])
+    partial = mean.new_empty(row_blocks(backend, word.device, tokens.shape[0]), 2, word.shape[1])
     load(backend).embedding_backward(
         *_packed(dy, tokens, positions, segments, word, position, segment, weight), mean, rstd, dz, dweight, dshift,
         partial, threshold, seed, site,
@@ -314,17 +304,6 @@ def _types(word: Tensor, weight: Tensor | None) -> tuple[torch.dtype, ...]:
 
 def _packed(*tensors: Tensor | None) -> list[Tensor | None]:
     return [packed_or_none(tensor) for tensor in tensors]
-
-
-def _blocks(backend: str, tokens: Tensor) -> int:
-    """Blocks that the rows are dealt to: fixed for a device and a size, so that sums have the same bits every time."""
-    rows = max(1, tokens.shape[0])
-    if backend == "cpu":
-        return min(max(1, rows // CPU_BLOCK_ROWS), CPU_MAX_BLOCKS)
-    if backend == "emulator":
-        return min(rows, EMULATOR_BLOCKS)
-    processors = torch.cuda.get_device_properties(tokens.device).multi_processor_count
-    return min(rows, BLOCKS_PER_PROCESSOR * processors)
 
 
 class Embeddings(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,36 +10,15 @@ from torch import Tensor, nn
 
 from kernels import apex
 from kernels.dispatch import Operation, choose, load
+from kernels.limits import CUDA_PACK, FORWARD_BLOCKS_PER_PROCESSOR, cpu_limit, pack_limit, row_blocks, row_limit
 from kernels.philox import checked_threshold
 from kernels.reference import norm as reference
 from kernels.tensors import packed, packed_or_none
 
 # R rows, W columns
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-CUDA_PACK, CUDA_MAX_WIDTH = 8, 8192
-BLOCKS_PER_PROCESSOR = 2
-ADD_BLOCKS_PER_ROW_BLOCK = 8
-CPU_BLOCK_ROWS, CPU_MAX_BLOCKS = 32, 256
-EMULATOR_BLOCKS = 4  # few: each of its threads then has several rows, as on a GPU
-
-
-def _cpu_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
-    return next((f"{dtype} is for the reference" for dtype in types if dtype not in FLOATS), None)
-
-
-def _cuda_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
-    if width % CUDA_PACK or not 0 < width <= CUDA_MAX_WIDTH:
-        return f"width {width} is no multiple of {CUDA_PACK} up to {CUDA_MAX_WIDTH}"
-    return _cpu_limit(width, types)
-
-
-def _pack_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
-    return f"width {width} is no multiple of {CUDA_PACK}" if width % CUDA_PACK else _cpu_limit(width, types)
-
-
-NORM = Operation("norm", {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit, "apex": apex.norm_limit})
-DROPOUT_ADD = Operation("dropout_add", {"cpu": _cpu_limit, "cuda": _pack_limit, "emulator": _pack_limit})
+NORM = Operation("norm", {"cpu": cpu_limit, "cuda": row_limit, "emulator": row_limit, "apex": apex.norm_limit})
+DROPOUT_ADD = Operation("dropout_add", {"cpu": cpu_limit, "cuda": pack_limit, "emulator": pack_limit})
 
 
 def norm(
@@ -111,7 +91,7 @@ def _check_residual(x: Tensor, residual: Tensor | None) -> None:
         )
 
 
-@torch.library.custom_op("kernels::norm", mutates_args=())
+@torch.library.custom_op("kernels::add_norm", mutates_args=())
 def _norm(
     x: Tensor,
     bias: Tensor | None,
@@ -127,21 +107,21 @@ def _norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, z (without elements where it is x), mean (without elements where rows keep it) and rstd of x [R, W]."""
     backend = choose(NORM, x.device, width=x.shape[-1], types=(x.dtype, output, weight.dtype))
+    adds = bias is not None or residual is not None or threshold > 0
     if backend == "reference":
         y, z, mean, rstd = reference.norm_forward(
             x, bias, residual, weight, shift,
             output=output, centre=centre, eps=eps, threshold=threshold, seed=seed, site=site,
         )  # fmt: skip
-        return y, z if z is not x else x.new_empty(0), mean, rstd
+        return y.contiguous(), z.contiguous() if adds else x.new_empty(0), mean, rstd
     if backend == "apex":
         z = reference.add(x, bias, residual, threshold, seed, site).contiguous()
         y, mean, rstd = apex.norm_forward(z, weight.contiguous(), packed_or_none(shift), centre, eps)
-        adds = bias is not None or residual is not None or threshold > 0
         return y, z if adds else x.new_empty(0), mean, rstd
     y, z, mean, rstd = _empty_results(x, bias, residual, weight, shift, output, centre, eps, threshold, seed, site)
     load(backend).norm_forward(
         packed(x), packed_or_none(bias), packed_or_none(residual), packed(weight), packed_or_none(shift), z, y, mean,
-        rstd, eps, threshold, seed, site, _blocks(backend, x),
+        rstd, eps, threshold, seed, site, row_blocks(backend, x.device, x.shape[0], FORWARD_BLOCKS_PER_PROCESSOR),
     )  # fmt: skip
     return y, z, mean, rstd
 
@@ -168,7 +148,7 @@ def _empty_results(
     return y, z, mean, x.new_empty(x.shape[0], dtype=compute)
 
 
-@torch.library.custom_op("kernels::norm_gradients", mutates_args=())
+@torch.library.custom_op("kernels::add_norm_gradients", mutates_args=())
 def _norm_gradients(
     dy: Tensor,
     dz: Tensor | None,
@@ -179,20 +159,26 @@ def _norm_gradients(
     threshold: int,
     seed: Tensor | None,
     site: int,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx [R, W], dresidual [R, W] (without elements where it is dx), and dweight, dshift and dbias [W]."""
+    """dx and dresidual [R, W], dweight, dshift and dbias [W].
+
+    ``wanted`` is for dresidual, dshift and dbias; those that are not have no elements.
+    """
     backend = choose(NORM, z.device, width=z.shape[-1], types=(z.dtype, dy.dtype, weight.dtype))
     if backend == "reference":
         dx, dresidual, dweight, dshift, dbias = reference.norm_backward(
             dy, dz, z, weight, mean, rstd, threshold=threshold, seed=seed, site=site
         )
-        return dx, dresidual if threshold else dx.new_empty(0), dweight, dshift, dbias
+        return _results(dx, dresidual, dweight, dshift, dbias, wanted)
     if backend == "apex":
         total, dweight, dshift = apex.norm_backward(dy.contiguous(), z.contiguous(), weight.contiguous(), mean, rstd)
         dx, dresidual, dbias = reference.add_backward(total, dz, threshold, seed, site)
-        return dx, dresidual if threshold else dx.new_empty(0), dweight, dshift, dbias
-    dx, dresidual, dweight, dshift, dbias = _empty_gradients(dy, dz, z, weight, mean, rstd, threshold, seed, site)
-    partial = z.new_empty(_blocks(backend, z), 3, z.shape[-1], dtype=torch.float32)
+        return _results(dx, dresidual, dweight, dshift, dbias, wanted)
+    dx, dresidual, dweight, dshift, dbias = _empty_gradients(
+        dy, dz, z, weight, mean, rstd, threshold, seed, site, wanted
+    )
+    partial = z.new_empty(row_blocks(backend, z.device, z.shape[0]), 3, z.shape[-1], dtype=torch.float32)
     load(backend).norm_backward(
         packed(dy), packed_or_none(dz), packed(z), packed(weight), mean, rstd, dx, dresidual, dweight, dshift, dbias,
         partial, threshold, seed, site,
@@ -211,11 +197,26 @@ def _empty_gradients(
     threshold: int,
     seed: Tensor | None,
     site: int,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    residual, shift, bias = wanted
     dx = torch.empty_like(z, memory_format=torch.contiguous_format)
-    dresidual = torch.empty_like(dx) if threshold else z.new_empty(0)
-    dweight, dshift, dbias = (z.new_empty(z.shape[-1], dtype=rstd.dtype) for _ in range(3))
+    dresidual = torch.empty_like(dx) if residual else z.new_empty(0)
+    dweight, dshift, dbias = (
+        z.new_empty(z.shape[-1] if needed else 0, dtype=rstd.dtype) for needed in (True, shift, bias)
+    )
     return dx, dresidual, dweight, dshift, dbias
+
+
+def _results(
+    dx: Tensor, dresidual: Tensor, dweight: Tensor, dshift: Tensor, dbias: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of torch's operators, as ``_empty_gradients`` promises them: contiguous, of their own memory."""
+    residual, shift, bias = wanted
+    dx, dresidual = dx.contiguous(), dresidual.contiguous() if residual else dx.new_empty(0)
+    if residual and dresidual.data_ptr() == dx.data_ptr():
+        dresidual = dresidual.clone()
+    return dx, dresidual, dweight, dshift if shift else dshift.new_empty(0), dbias if bias else dbias.new_empty(0)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -227,39 +228,30 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
     ctx.threshold, ctx.site = threshold, site
     ctx.types = [None if p is None else p.dtype for p in (bias, weight, shift)]
-    ctx.has_residual, ctx.adds = residual is not None, adds
+    ctx.adds = adds
 
 
 def _backward(context: Any, dy: Tensor | None, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     z, weight, mean, rstd, seed = context.saved_tensors
     if dy is None:
         dy = torch.zeros_like(z)
+    _, bias, residual, _, shift, *_ = context.needs_input_grad
     dx, dresidual, dweight, dshift, dbias = _norm_gradients(
-        dy, dz if context.adds else None, z, weight, mean, rstd, context.threshold, seed, context.site
-    )
+        dy, dz if context.adds else None, z, weight, mean, rstd, context.threshold, seed, context.site,
+        (residual, shift, bias),
+    )  # fmt: skip
     bias_type, weight_type, shift_type = context.types
     return (
         dx,
-        None if bias_type is None else dbias.to(bias_type),
-        None if not context.has_residual else (dresidual if context.threshold else dx.clone()),
+        dbias.to(bias_type) if bias else None,
+        dresidual if residual else None,
         dweight.to(weight_type),
-        None if shift_type is None else dshift.to(shift_type),
+        dshift.to(shift_type) if shift else None,
         *[None] * 6,
     )
 
 
 _norm.register_autograd(_backward, setup_context=_keep_for_backward)
-
-
-def _blocks(backend: str, x: Tensor) -> int:
-    """Blocks that the rows are dealt to: fixed for a device and a size, so that sums have the same bits every time."""
-    rows = max(1, x.shape[0])
-    if backend == "cpu":
-        return min(max(1, rows // CPU_BLOCK_ROWS), CPU_MAX_BLOCKS)
-    if backend == "emulator":
-        return min(rows, EMULATOR_BLOCKS)
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    return min(rows, BLOCKS_PER_PROCESSOR * processors)
 
 
 def dropout_add(
@@ -284,22 +276,21 @@ def dropout_add(
     threshold = checked_threshold(dropout, seed, x.device)
     if not threshold:
         return x if residual is None else x + residual
-    rows = x.reshape(-1, x.shape[-1])
-    return _dropout_add(rows, None if residual is None else residual.reshape(rows.shape), threshold, seed, site).view(
-        x.shape
-    )
+    out: Tensor = _dropout_add(x, residual, threshold, seed, site)
+    return out
 
 
 @torch.library.custom_op("kernels::dropout_add", mutates_args=())
 def _dropout_add(x: Tensor, residual: Tensor | None, threshold: int, seed: Tensor | None, site: int) -> Tensor:
-    """residual + dropout(x): [R, W]."""
-    backend = choose(DROPOUT_ADD, x.device, width=x.shape[-1], types=(x.dtype,))
+    """residual + dropout(x): [..., W]."""
+    width = x.shape[-1]
+    backend = choose(DROPOUT_ADD, x.device, width=width, types=(x.dtype,))
     if backend == "reference":
-        return reference.dropout_add(x, residual, threshold, seed, site)
+        rows, others = x.reshape(-1, width), None if residual is None else residual.reshape(-1, width)
+        return reference.dropout_add(rows, others, threshold, seed, site).contiguous().view(x.shape)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    load(backend).dropout_add(
-        packed(x), packed_or_none(residual), out, threshold, seed, site, ADD_BLOCKS_PER_ROW_BLOCK * _blocks(backend, x)
-    )
+    blocks = row_blocks(backend, x.device, x.numel() // CUDA_PACK, FORWARD_BLOCKS_PER_PROCESSOR)
+    load(backend).dropout_add(packed(x), packed_or_none(residual), out, threshold, seed, site, blocks)
     return out
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.embedding import Embeddings, embed
 from kernels.philox import keep_mask, keep_scale, seed_tensor, threshold_of
-from tests.kernels.backends import BACKENDS, CUDA, PACKED, TOLERANCE, TYPES, assert_near, device_of
+from tests.kernels.backends import BACKENDS, CUDA, PACKED, TOLERANCE, TYPES, assert_near, check_promises, device_of
 
 SIZES = [(1, 8), (5, 64), (97, 768), (13, 1024), (6, 1600), (3, 8192), (0, 64)]  # tokens, width
 ODD_SIZES = [(3, 7), (71, 101), (2, 1)]  # not for CUDA: a thread loads eight elements
@@ -262,11 +262,18 @@ def test_gradients_of_the_reference_in_float64(without):
     assert torch.autograd.gradcheck(call, tuple(leaves.values()))
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "emulator"])
+def transposed(made: Case) -> Case:
+    """The same, whose tables are not contiguous."""
+    matrices = {name: value.T.contiguous().T for name, value in made.leaves().items() if value.dim() == 2}
+    return replace(made, dy=made.dy.T.contiguous().T, **matrices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("change", [replace, transposed])
 @pytest.mark.parametrize("without", [(), ("weight", "shift", "segments")], ids=str)
-def test_compiled_and_checkpointed(backend, without, use, ran):
+def test_compiled_and_checkpointed(backend, change, without, use, ran):
     use(backend)
-    made, options = case((70, 64), without=without), {"dropout": 0.1, "seed": seed(3, backend)}
+    made, options = change(case((70, 64), backend, without=without)), {"dropout": 0.1, "seed": seed(3, backend)}
     expected = run(made, **options)
     leaves = {name: value.detach().requires_grad_() for name, value in made.leaves().items()}
     torch.compile(embed, fullgraph=True)(*made.ids(), **leaves, **options).backward(made.dy)
@@ -275,6 +282,23 @@ def test_compiled_and_checkpointed(backend, without, use, ran):
     y = torch.utils.checkpoint.checkpoint(embed, *made.ids(), use_reentrant=False, **again, **options)
     y.backward(made.dy)
     assert all(torch.equal(leaf.grad, expected[name]) for name, leaf in again.items())
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_results_are_as_a_compiler_was_told(backend, dtype, use, ran):
+    use(backend)
+    made, key = transposed(case((40, 64), backend, dtype)), seed(3, backend)
+    tables = [made.word, made.position, made.segment]
+    statistics = [made.weight.new_ones(40) for _ in range(2)]
+    for threshold in (0, 6554):
+        for vectors in ((made.weight, made.shift), (None, None)):
+            check_promises(torch.ops.kernels.embedding, (*made.ids(), *tables, *vectors, 1e-5, threshold, key, 1))
+        gradients = (made.dy, *made.ids(), *tables, made.weight, *statistics, threshold, key, 1)
+        check_promises(torch.ops.kernels.embedding_gradients, gradients)
+    for rows in ([61, 17, 2], [0, 17, 0]):
+        check_promises(torch.ops.kernels.embedding_tables, (made.dy, *made.ids(), rows))
     assert set(ran) == {backend}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.norm import AddNorm, dropout_add, norm
 from kernels.philox import keep_mask, keep_scale, seed_tensor, threshold_of
-from tests.kernels.backends import BACKENDS, CUDA, PACKED, TOLERANCE, TYPES, assert_near, device_of
+from tests.kernels.backends import BACKENDS, CUDA, PACKED, TOLERANCE, TYPES, assert_near, check_promises, device_of
 
 SIZES = [(1, 8), (5, 64), (37, 768), (13, 1024), (6, 1600), (3, 8192), (0, 64)]
 ODD_SIZES = [(3, 7), (11, 101), (2, 1)]  # not for CUDA: a thread loads eight elements
@@ -236,10 +236,19 @@ def test_torch_s_own_bf16_gradients_are_off_on_a_cpu_and_ours_are_not(use):
     assert (run(made)["weight"].double() - expected["weight"]).abs().max() / largest < 1e-3
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "emulator"])
-def test_compiled_and_checkpointed(backend, use, ran):
+def transposed(made: Case) -> Case:
+    """The same, whose matrices are not contiguous."""
+    matrices = {
+        name: value.T.contiguous().T for name, value in vars(made).items() if value is not None and value.dim() == 2
+    }
+    return replace(made, **matrices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("change", [replace, transposed])
+def test_compiled_and_checkpointed(backend, change, use, ran):
     use(backend)
-    made, options = case((6, 64)), {"dropout": 0.1, "seed": seed(3, backend)}
+    made, options = change(case((6, 64), backend)), {"dropout": 0.1, "seed": seed(3, backend)}
     expected = run(made, **options)
     leaves = {name: value.detach().requires_grad_() for name, value in made.leaves().items()}
     y, z = torch.compile(norm, fullgraph=True)(**leaves, **options)
@@ -249,6 +258,95 @@ def test_compiled_and_checkpointed(backend, use, ran):
     y, z = torch.utils.checkpoint.checkpoint(norm, use_reentrant=False, **again, **options)
     torch.autograd.backward([y, z], [made.dy, made.dz])
     assert all(torch.equal(leaf.grad, expected[name]) for name, leaf in again.items())
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_results_are_as_a_compiler_was_told(backend, dtype, use, ran):
+    use(backend)
+    made = transposed(case((6, 64), backend, dtype))
+    x, residual, bias = made.x, made.residual, made.bias
+    for adds in ((None, None), (bias, residual)):
+        for threshold in (0, 6554):
+            arguments = (x, *adds, made.weight, made.shift, dtype, True, 1e-5, threshold, seed(3, backend), 1)
+            check_promises(torch.ops.kernels.add_norm, arguments)
+    mean, rstd = (value.new_ones(6, dtype=torch.float32) for value in (x, x))
+    for wanted in itertools.product([True, False], repeat=3):
+        for threshold in (0, 6554):
+            arguments = (made.dy, made.dz, x, made.weight, mean, rstd, threshold, seed(3, backend), 1, wanted)
+            check_promises(torch.ops.kernels.add_norm_gradients, arguments)
+    check_promises(torch.ops.kernels.dropout_add, (x, residual, 6554, seed(3, backend), 1))
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulator", CUDA])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_gradients_that_are_not_wanted(backend, dropout, use, ran):
+    use(backend)
+    made, options = case((9, 1536), backend), {"dropout": dropout, "seed": seed(3, backend)}
+    expected = exact(made, **options)
+    for frozen in ("shift", "bias", "residual"):
+        leaves = {name: value.detach().requires_grad_(name != frozen) for name, value in made.leaves().items()}
+        torch.autograd.backward(norm(**leaves, **options), [made.dy, made.dz])
+        assert leaves.pop(frozen).grad is None
+        assert_near({name: leaf.grad for name, leaf in leaves.items()}, {name: expected[name] for name in leaves}, 4e-6)
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_gradients_share_no_memory(backend, dropout, use):
+    use(backend)
+    made, options = case((4, 64), backend), {"dropout": dropout, "seed": seed(3, backend)}
+    for call in (lambda x, residual: norm(x, made.weight, residual=residual, **options)[1],
+                 lambda x, residual: dropout_add(x, residual, **options)):  # fmt: skip
+        x, residual = (value.view(2, 2, 64).detach().requires_grad_() for value in (made.x, made.residual))
+        given = made.dz.view(2, 2, 64)
+        call(x, residual).backward(given)
+        assert len({value.data_ptr() for value in (given, x.grad, residual.grad)}) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_launches_are_on_the_current_stream(use, ran):
+    use("cuda")
+    made, options = case((301, 768), "cuda"), {"dropout": 0.1, "seed": seed(3, "cuda")}
+    expected, late = run(made, **options), replace(made, x=torch.zeros_like(made.x))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # x comes late: a kernel on another stream would read zeros
+        late.x.copy_(made.x)
+        found = run(late, **options)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert set(ran) == {"cuda"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("size", [(301, 768), (9, 1600)], ids=str)
+def test_a_captured_graph_draws_new_masks(size, use, ran):
+    use("cuda")
+    made, key = case(size, "cuda"), seed(3, "cuda")
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        run(made, dropout=0.1, seed=key)
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(made, dropout=0.1, seed=key)
+    masks = []
+    for number in (3, 4):
+        key.copy_(seed(number, "cuda"))
+        graph.replay()
+        expected = run(made, dropout=0.1, seed=seed(number, "cuda"))
+        assert all(torch.equal(captured[name], expected[name]) for name in expected)
+        masks.append(captured["x"] != 0)
+    assert not torch.equal(*masks)
+    assert set(ran) == {"cuda"}
 
 
 def test_operators_keep_torch_s_rules(use):
@@ -267,7 +365,7 @@ def test_operators_keep_torch_s_rules(use):
         seed_tensor(3),
         1,
     )
-    torch.library.opcheck(torch.ops.kernels.norm, arguments)
+    torch.library.opcheck(torch.ops.kernels.add_norm, arguments)
 
 
 def test_module_has_the_names_of_layer_norm(use):

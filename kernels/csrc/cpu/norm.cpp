@@ -105,10 +105,10 @@ void backward_row(const NormBackward& args, int64_t number, Row& row, float* dwe
   }
   In* dx = static_cast<In*>(args.dx) + at;
 #pragma omp simd
-  for (int64_t i = 0; i < width; ++i) {
-    dx[i] = from_float<In>(gradient[i]);
-    dbias[i] += gradient[i];
-  }
+  for (int64_t i = 0; i < width; ++i) dx[i] = from_float<In>(gradient[i]);
+  if (args.dbias == nullptr) return;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) dbias[i] += gradient[i];
 }
 
 void norm_forward(const NormForward& args, int64_t first, int64_t last) {
