@@ -55,7 +55,7 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, count_right: bool = Fa
 
     Raises:
         ValueError: if shapes or types do not fit, or on a CPU a label is no column. On a GPU, which would have to be
-            waited for, the loss of such a label is NaN.
+            waited for, the loss of such a label and the gradient of its row are NaN.
     """
     if logits.dim() != 2 or not logits.is_floating_point():
         raise ValueError(f"logits are {_shown(logits)}; they must be [M, V] of a floating type")

@@ -181,6 +181,52 @@ def test_ignored_rows_count_for_nothing(backend, use):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_ignored_rows_have_no_gradient_whatever_their_logits(value, backend, use, ran):
+    use(backend)
+    logits, labels = logits_for((6, 64), backend), labels_for(6, 61, backend)
+    expected = check_softmax(logits, labels, 2e-6)
+    logits[labels == IGNORE_INDEX] = value
+    found = gradients({"logits": logits}, lambda logits: softmax_cross_entropy(logits, labels)[0], 0.37)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    made = case((6, 8, 64), backend)
+    made.labels[:] = IGNORE_INDEX
+    made.bias[:] = value
+    assert not any(each.any() for each in found_of_linear(made).values())
+    assert set(ran) == {backend}
+
+
+def found_of_linear(made: Case) -> dict[str, Tensor]:
+    """The loss and gradients by chunks of 4 rows."""
+    return gradients(
+        made.leaves(), lambda **leaves: linear_cross_entropy(**leaves, labels=made.labels, chunk_rows=4)[0], 1.0
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("label", [-1, 64, -101])
+def test_labels_that_nobody_looked_at_give_nan(label, dtype, backend, use, ran, monkeypatch):
+    """As on a GPU: of such a row the loss, and the whole gradient, so that nothing learns from it."""
+    use(backend)
+    monkeypatch.setattr(cross_entropy, "_check_columns", lambda *_: None)
+    logits, labels = logits_for((6, 64), backend, dtype), labels_for(6, 61, backend)
+    expected = check_softmax(logits, labels, TOLERANCE[dtype])
+    labels[2] = label
+    loss, right = softmax_cross_entropy(logits, labels, count_right=True)
+    assert loss.isnan() and int(right) <= 5
+    found = gradients({"logits": logits}, lambda logits: softmax_cross_entropy(logits, labels)[0], 0.37)["logits"]
+    rest = torch.arange(6, device=labels.device) != 2
+    assert found[2].isnan().all() and torch.equal(found[rest], expected["logits"][rest])
+    made = case((6, 8, 64), backend, dtype)
+    made.labels.copy_(labels)
+    linear = found_of_linear(made)
+    assert linear["loss"].isnan() and linear["hidden"][2].isnan().all() and linear["hidden"][rest].isfinite().all()
+    assert linear["weight"].isnan().all() and linear["bias"].isnan().all()
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_right_labels_are_counted(backend, use):
     use(backend)
     logits = logits_for((64, 512), backend, torch.bfloat16).round()  # so that columns are equally large
@@ -405,8 +451,10 @@ def test_labels_that_are_no_columns(label, backend, use):
 
 @pytest.mark.parametrize("backend", [CUDA])
 def test_labels_that_are_no_columns_on_a_gpu(backend, use):
-    use(backend)
-    assert softmax_cross_entropy(torch.randn(3, 8, device="cuda"), torch.tensor([3, 8, 2], device="cuda"))[0].isnan()
+    for each in ("reference", backend):
+        use(each)
+        labels = torch.tensor([3, 8, -1], device="cuda")
+        assert softmax_cross_entropy(torch.randn(3, 8, device="cuda"), labels)[0].isnan()
 
 
 def test_mistakes():

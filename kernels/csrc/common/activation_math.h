@@ -25,7 +25,8 @@ KERNELS_HD float power_of_two(float x) {
 #if defined(__CUDA_ARCH__)
   return x < -126.5f ? 0.0f : exp2f(x);
 #else
-  const float whole = __builtin_rintf(x), part = x - whole;
+  const float number = x > -127.0f ? x : -127.0f;  // of a NaN too, which no integer stands for
+  const float whole = __builtin_rintf(number), part = x - whole;
   // minimax in [-1/2, 1/2], relative error 1e-7
   float power = 0.00132764698f;
   power = power * part + 0.00967554197f;

@@ -7,7 +7,7 @@ namespace kernels {
 
 constexpr int64_t kIgnoredLabel = -100;  // of rows that count for nothing
 
-// loss = log(sum(exp(x))) - x[label], row by row. A label that is no column makes the loss NaN.
+// loss = log(sum(exp(x))) - x[label], row by row. A label that is no column makes it and the row's gradient NaN.
 struct CrossEntropyForward {
   const void* logits;     // [R, V]
   const int64_t* labels;  // [R]
@@ -21,7 +21,7 @@ struct CrossEntropyForward {
   float scale;
 };
 
-// gradient = upstream * (softmax - onehot), 0 for ignored rows.
+// gradient = upstream * (softmax - onehot); 0 for ignored rows whatever their logits, NaN where a label is no column.
 struct CrossEntropyBackward {
   const void* logits;     // [R, V]
   const int64_t* labels;  // [R]

@@ -16,7 +16,8 @@ constexpr float kLowest = -87.3f;  // below, e^x is no normal number
 // e^x for x <= 0, 0 below kLowest: the polynomial of Cephes' expf (Moshier), 2 units in the last place.
 inline float exponential(float x) {
   const float bounded = x < kLowest ? kLowest : x;  // a NaN stays one
-  const float n = std::floor(bounded * 1.44269504f + 0.5f);
+  const float number = x > kLowest ? x : kLowest;   // of a NaN too, which no integer stands for
+  const float n = std::floor(number * 1.44269504f + 0.5f);
   const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -69,6 +70,11 @@ float total_of(const T* logits, int64_t width, float shift, float* values) {
 }
 
 template <class T>
+void clear(T* gradient, int64_t width) {
+  std::memset(gradient, 0, width * sizeof(T));
+}
+
+template <class T>
 void forward_row(const CrossEntropyForward& args, int64_t row, float* values) {
   const int64_t width = args.width, label = args.labels[row];
   const T* logits = static_cast<const T*>(args.logits) + row * width;
@@ -83,7 +89,8 @@ void forward_row(const CrossEntropyForward& args, int64_t row, float* values) {
   args.total[row] = total;
   if (args.right != nullptr) args.right[row] = known && is_first_maximum(logits, width, label) ? 1 : 0;
   if (gradient == nullptr) return;
-  const float factor = ignored ? 0.0f : args.scale / total;
+  if (ignored) return clear(gradient, width);
+  const float factor = known ? args.scale / total : kNaN;
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) gradient[i] = from_float<T>(values[i] * factor);
   if (known) gradient[label] = from_float<T>((values[label] / total - 1.0f) * args.scale);
@@ -94,8 +101,9 @@ void backward_row(const CrossEntropyBackward& args, int64_t row) {
   const int64_t width = args.width, label = args.labels[row];
   const T* logits = static_cast<const T*>(args.logits) + row * width;
   T* gradient = static_cast<T*>(args.gradient) + row * width;
+  if (label == kIgnoredLabel) return clear(gradient, width);
   const bool known = label >= 0 && label < width;
-  const float upstream = label == kIgnoredLabel ? 0.0f : *args.upstream;
+  const float upstream = known ? *args.upstream : kNaN;
   const float maximum = args.maximum[row], factor = upstream / args.total[row];
   const float at_label = known ? exponential(to_float(logits[label]) - maximum) / args.total[row] : 0.0f;
 #pragma omp simd

@@ -82,11 +82,12 @@ __device__ __forceinline__ Sums sums_of(const CrossEntropyForward& args, int64_t
   return sums;
 }
 
-// scale * (softmax - onehot) of a row.
+// scale * (softmax - onehot) of a row; zeros where it is ignored, NaN where its label is no column.
 template <class T>
 __device__ __forceinline__ void write_gradient(const void* logits, void* gradient, int64_t row, int64_t packs,
                                                int64_t label, float maximum, float total, float scale) {
-  if (label == kIgnoredLabel) scale = 0.0f;
+  const bool ignored = label == kIgnoredLabel;
+  if (!ignored && (label < 0 || label >= packs * kPack)) scale = kNaN;
   const float inverse = 1.0f / total;
 #pragma unroll 2
   for (int64_t pack = threadIdx.x; pack < packs; pack += kThreads) {
@@ -95,7 +96,8 @@ __device__ __forceinline__ void write_gradient(const void* logits, void* gradien
     const int64_t at = label - pack * kPack;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
-      values[i] = (exponential(values[i] - maximum) * inverse - (i == at ? 1.0f : 0.0f)) * scale;
+      const float gradient = (exponential(values[i] - maximum) * inverse - (i == at ? 1.0f : 0.0f)) * scale;
+      values[i] = ignored ? 0.0f : gradient;
     }
     store(static_cast<T*>(gradient), row * packs + pack, values);
   }
