@@ -276,14 +276,24 @@ def _linear_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor
     if upstream is None:
         return (None,) * 7
     # Gradients of parameters leave in fp32: autograd rounds them to the parameter's type, or to its grad_dtype.
-    factor = upstream / ctx.scale
-    dhidden, dweight, dbias = ctx.saved_tensors
-    return (
-        (dhidden.to(factor.dtype) * factor).to(dhidden.dtype) if ctx.wanted[0] else None,
-        dweight * factor if ctx.wanted[1] else None,
-        dbias * factor if ctx.wanted[2] else None,
-        *[None] * 4,
-    )
+    scaled = _scaled(*ctx.saved_tensors, upstream, ctx.scale)
+    return (*(each if wanted else None for each, wanted in zip(scaled, ctx.wanted, strict=True)), *[None] * 4)
+
+
+@torch.library.custom_op("kernels::linear_cross_entropy_gradients", mutates_args=())
+def _scaled(
+    dhidden: Tensor, dweight: Tensor, dbias: Tensor, upstream: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """upstream / scale times each, in its type. No derivative: second ones would need the softmax again."""
+    factor = upstream / scale
+    return (dhidden.to(factor.dtype) * factor).to(dhidden.dtype), dweight * factor, dbias * factor
+
+
+@_scaled.register_fake
+def _empty_scaled(
+    dhidden: Tensor, dweight: Tensor, dbias: Tensor, upstream: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(dhidden), torch.empty_like(dweight), torch.empty_like(dbias)
 
 
 _linear_cross_entropy.register_autograd(_linear_backward, setup_context=_keep_gradients)

@@ -371,6 +371,21 @@ def test_gradients_of_the_reference_in_float64(chunk_rows):
     assert torch.autograd.gradcheck(lambda logits: softmax_cross_entropy(logits, labels)[0], [logits])
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_second_derivatives_are_refused(backend, use):
+    use(backend)
+    made = case((9, 8, 64))
+    hidden, weight, bias = (leaf.requires_grad_() for leaf in made.leaves().values())
+    losses = {
+        "linear_cross_entropy_gradients": linear_cross_entropy(hidden, weight, bias, made.labels, chunk_rows=4)[0],
+        "cross_entropy_gradient": softmax_cross_entropy(F.linear(hidden, weight), made.labels)[0],
+    }
+    for operator, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss**2, hidden, create_graph=True)
+        with pytest.raises(RuntimeError, match=rf"through kernels.{operator}\b.* no autograd formula"):
+            gradient.square().sum().backward()
+
+
 def test_gradients_of_16_bit_weights_can_be_fp32(use):
     use("cpu")
     made = case((40, 16, 264), dtype=torch.bfloat16)
