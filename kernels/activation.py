@@ -95,7 +95,7 @@ def _activation(x: Tensor, bias: Tensor | None, kind: str, gated: bool) -> Tenso
     """act(x + bias): [R, C] to [R, W]."""
     backend = _choose(x, bias, gated)
     if backend == "reference":
-        return reference.forward(x, bias, kind, gated)
+        return reference.forward(x, bias, kind, gated).contiguous()
     y = _empty_result(x, bias, kind, gated)
     load(backend).activation_forward(packed(x), packed_or_none(bias), y, KINDS.index(kind), gated, _blocks(backend, y))
     return y
@@ -112,7 +112,7 @@ def _activation_gradients(dy: Tensor, x: Tensor, bias: Tensor | None, kind: str,
     backend = _choose(x, bias, gated)
     if backend == "reference":
         dx, sums = reference.backward(dy, x, bias, kind, gated)
-        return dx, sums if bias is not None else sums.new_empty(0)
+        return dx.contiguous(), sums if bias is not None else sums.new_empty(0)
     dx, dbias = _empty_gradients(dy, x, bias, kind, gated)
     partial = dbias.new_empty(_blocks(backend, dy), dbias.numel())
     load(backend).activation_backward(

@@ -81,7 +81,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: [M, D] fp32, bf16 or fp16.
-        weight: [V, D], like hidden.
+        weight: [V, D], like hidden: under autocast too, where parameters have to be cast before.
         bias: [V], like hidden; -inf for columns that do not count.
         labels: [M] int64, columns; a row whose label is IGNORE_INDEX (-100) counts for nothing.
         count_right: count the labels that are the first of their row's largest columns.
@@ -175,7 +175,7 @@ def _cross_entropy_gradient(logits: Tensor, labels: Tensor, maximum: Tensor, tot
     """upstream * (softmax - onehot): [M, V]."""
     backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], dtype=logits.dtype)
     if backend == "reference":
-        return reference.cross_entropy_backward(logits, labels, maximum, total, upstream)
+        return reference.cross_entropy_backward(logits, labels, maximum, total, upstream).contiguous()
     gradient = _empty_gradient(logits, labels, maximum, total, upstream)
     load(backend).cross_entropy_backward(
         packed(logits), labels.contiguous(), maximum, total, upstream.float().reshape(1), gradient,
@@ -363,9 +363,10 @@ def _add_product_on_cpu(total: Tensor, dlogits: Tensor, hidden: Tensor, first: b
 
 def _add_columns(total: Tensor, dlogits: Tensor, first: bool) -> None:
     """Add the sums of the columns of dlogits [C, V] to a total [V]."""
-    for begin in range(0, len(total), SLICE):
-        sums = dlogits[:, begin : begin + SLICE].sum(0, dtype=total.dtype)
-        part = total[begin : begin + SLICE]
+    size = max(1, len(total)) if total.is_cuda else SLICE  # a CPU copies what it sums in another type
+    for begin in range(0, len(total), size):
+        sums = dlogits[:, begin : begin + size].sum(0, dtype=total.dtype)
+        part = total[begin : begin + size]
         part.copy_(sums) if first else part.add_(sums)
 
 

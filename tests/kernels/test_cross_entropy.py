@@ -401,12 +401,14 @@ def test_gradients_of_16_bit_weights_can_be_fp32(use):
 def test_compiled_and_checkpointed(backend, use):
     use(backend)
     made = case((9, 16, 64), backend)
+    made.hidden, made.weight = (each.t().contiguous().t() for each in (made.hidden, made.weight))  # any strides
 
     def loss_of(hidden, weight, bias):
         logits = F.linear(hidden, weight, bias)
         return (
             linear_cross_entropy(hidden, weight, bias, made.labels, chunk_rows=4)[0]
             + softmax_cross_entropy(logits, made.labels)[0]
+            + softmax_cross_entropy(F.linear(weight, hidden).t(), made.labels)[0]
         )
 
     expected = gradients(made.leaves(), loss_of, 0.5)
