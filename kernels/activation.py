@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kernels.dispatch import Operation, choose, load
+from kernels.limits import cpu_limit, pack_limit, processors, row_blocks
 from kernels.reference import activation as reference
 from kernels.tensors import packed, packed_or_none
 
@@ -16,23 +17,8 @@ from kernels.tensors import packed, packed_or_none
 
 KINDS = ("gelu", "gelu_tanh", "silu")  # numbered in csrc/common/activation_math.h
 KIND_OF_APPROXIMATE = {"none": "gelu", "tanh": "gelu_tanh"}
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-CUDA_PACK, CUDA_TILE, CUDA_BLOCKS_PER_PROCESSOR = 8, 256, 8
-CPU_BLOCK_ROWS, CPU_MAX_BLOCKS = 32, 256
-EMULATOR_BLOCKS = 3  # few: each of its threads then has several rows, as on a GPU
-
-
-def _cpu_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
-    return next((f"{dtype} is for the reference" for dtype in types if dtype not in FLOATS), None)
-
-
-def _cuda_limit(width: int, types: tuple[torch.dtype, ...]) -> str | None:
-    if width % CUDA_PACK or width == 0:
-        return f"width {width} is no multiple of {CUDA_PACK}"
-    return _cpu_limit(width, types)
-
-
-_LIMITS = {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit}
+CUDA_TILE, BLOCKS_PER_PROCESSOR = 256, 8  # a block has a tile of columns of some rows
+_LIMITS = {"cpu": cpu_limit, "cuda": pack_limit, "emulator": pack_limit}
 BIAS_GELU, GATED = Operation("bias_gelu", _LIMITS), Operation("gated", _LIMITS)
 
 
@@ -149,14 +135,11 @@ def _choose(x: Tensor, bias: Tensor | None, gated: bool) -> str:
 
 def _blocks(backend: str, y: Tensor) -> int:
     """Blocks that the rows are dealt to: fixed for a device and a size, so that sums have the same bits every time."""
-    rows, width = max(1, y.shape[0]), y.shape[1]
-    if backend == "cpu":
-        return min(max(1, rows // CPU_BLOCK_ROWS), CPU_MAX_BLOCKS)
-    if backend == "emulator":
-        return min(rows, EMULATOR_BLOCKS)
-    tiles = -(-width // CUDA_TILE)
-    processors = torch.cuda.get_device_properties(y.device).multi_processor_count
-    return min(rows, max(1, CUDA_BLOCKS_PER_PROCESSOR * processors // tiles))
+    rows, width = y.shape
+    if backend != "cuda":
+        return row_blocks(backend, y.device, rows)
+    tiles = max(1, -(-width // CUDA_TILE))
+    return min(max(1, rows), max(1, BLOCKS_PER_PROCESSOR * processors(y.device) // tiles))
 
 
 class LinearGelu(nn.Linear):

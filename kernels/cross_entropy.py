@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import Operation, choose, load
+from kernels.limits import EMULATOR_BLOCKS, cpu_limit, pack_limit, processors
 from kernels.reference import cross_entropy as reference
 from kernels.reference.cross_entropy import IGNORE_INDEX
 from kernels.tensors import packed
 
 # M rows, D columns of the hidden states, V of the logits, C rows of a chunk
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-CUDA_PACK = 8
-BLOCKS_PER_PROCESSOR, EMULATOR_BLOCKS = 8, 4
+BLOCKS_PER_PROCESSOR = 8
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}  # of the logits of a chunk, about
 MIN_CHUNK_ROWS = 256
 # Columns whose part of the weight's gradient is made at a time, where it is added up in another type:
@@ -29,15 +28,7 @@ SLICE, CUDA_SLICE = 4096, 16384
 FP16_SCALE = 256.0  # of gradients in fp16, most of which would be subnormal: a softmax over 50,000 columns is 2e-5
 
 
-def _cpu_limit(width: int, dtype: torch.dtype) -> str | None:
-    return None if dtype in FLOATS else f"{dtype} is for the reference"
-
-
-def _cuda_limit(width: int, dtype: torch.dtype) -> str | None:
-    return f"width {width} is no multiple of {CUDA_PACK}" if width % CUDA_PACK else _cpu_limit(width, dtype)
-
-
-LIMITS = {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit}
+LIMITS = {"cpu": cpu_limit, "cuda": pack_limit, "emulator": pack_limit}
 CROSS_ENTROPY = Operation("cross_entropy", LIMITS)
 LINEAR_CROSS_ENTROPY = Operation("linear_cross_entropy", LIMITS)
 
@@ -158,7 +149,7 @@ def _check_columns(labels: Tensor, width: int) -> None:
 def _cross_entropy(logits: Tensor, labels: Tensor, count_right: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum of the losses, how many labels are right, and maximum and total [M] of the rows of logits [M, V]."""
     _check_columns(labels, logits.shape[1])
-    backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], dtype=logits.dtype)
+    backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], types=(logits.dtype,))
     losses, right, maximum, total = _forward(backend, packed(logits), labels.contiguous(), count_right)
     return _sum(losses), right.sum(), maximum, total
 
@@ -173,7 +164,7 @@ def _empty_losses(logits: Tensor, labels: Tensor, count_right: bool) -> tuple[Te
 @torch.library.custom_op("kernels::cross_entropy_gradient", mutates_args=())
 def _cross_entropy_gradient(logits: Tensor, labels: Tensor, maximum: Tensor, total: Tensor, upstream: Tensor) -> Tensor:
     """upstream * (softmax - onehot): [M, V]."""
-    backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], dtype=logits.dtype)
+    backend = choose(CROSS_ENTROPY, logits.device, width=logits.shape[1], types=(logits.dtype,))
     if backend == "reference":
         return reference.cross_entropy_backward(logits, labels, maximum, total, upstream).contiguous()
     gradient = _empty_gradient(logits, labels, maximum, total, upstream)
@@ -222,7 +213,7 @@ def _linear_cross_entropy(
     """
     rows, width = hidden.shape[0], weight.shape[0]
     _check_columns(labels, width)
-    backend = choose(LINEAR_CROSS_ENTROPY, hidden.device, width=width, dtype=hidden.dtype)
+    backend = choose(LINEAR_CROSS_ENTROPY, hidden.device, width=width, types=(hidden.dtype,))
     loss, _, dhidden, dweight, dbias = _empty_projection(hidden, weight, bias, labels, count_right, chunk_rows, wanted)
     losses, rights = hidden.new_empty(rows, dtype=loss.dtype), labels.new_empty(rows, dtype=torch.int32)
     hidden, labels = hidden.contiguous(), labels.contiguous()
@@ -381,5 +372,5 @@ def _compute_type(tensor: Tensor) -> torch.dtype:
 
 def _blocks(backend: str, logits: Tensor) -> int:
     if backend == "cuda":
-        return BLOCKS_PER_PROCESSOR * torch.cuda.get_device_properties(logits.device).multi_processor_count
+        return BLOCKS_PER_PROCESSOR * processors(logits.device)
     return EMULATOR_BLOCKS
