@@ -327,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results, failed = run_cases(list(dict.fromkeys(chosen)), options, end)
     print(table(results))
     if options.write:
-        write_gains(dispatch.device_name(options.device), gains(results))
+        write_gains(dispatch.device_name(torch.device(options.device)), gains(results))
     return int(failed > 0)
 
 

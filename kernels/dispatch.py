@@ -35,9 +35,9 @@ class BackendError(ValueError):
     """A backend was asked for that is not there; the text says why, and the way out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operation:
-    """What dispatch must know of an operation.
+    """What dispatch must know of an operation; there is one object of each.
 
     Attributes:
         name: as in ``measured.json`` and in ``python -m kernels``.
@@ -59,31 +59,50 @@ def choose(operation: Operation, device: torch.device, **sizes: Any) -> str:
     Raises:
         BackendError: if ``KERNELS_BACKEND`` names one that is unknown, missing, or for another device.
     """
-    names, reasons = candidates(operation, device)
-    for name in names:
+    asked = requested()
+    names, why_others = _candidates(operation, device, asked)
+    reasons = list(why_others)
+    for number, name in enumerate(names):
         reason = operation.limits[name](**sizes)
         if reason is None:
+            if number == 0:
+                return name
             break
         reasons.append(f"{operation.name} on {name}: {reason}")
     else:
         name = "reference"
-    if reasons and requested() != "reference" and (name == "reference" or names[0] != name):
+    if reasons and asked != "reference":
         why = "; ".join(reasons)
         what = "" if why.startswith(operation.name) else f"{operation.name}: "
         _say_once(f"{what}{why}; {'torch operators run' if name == 'reference' else f'{name} runs'}")
     return name
 
 
-def is_wanted(operation: Operation, device: torch.device) -> bool:
+def is_wanted(operation: Operation, device: torch.device, **sizes: Any) -> bool:
     """Whether a model should call an operation rather than torch's own: one is forced, or one was measured ahead.
 
     The reference keeps our contract (its dropout masks are those of the kernels), and is slower than torch's own.
+
+    Args:
+        operation: what would be called.
+        device: of its tensors.
+        sizes: as of ``choose``; without them those of the call are taken to fit.
     """
-    return requested() != "auto" or explain(operation, device)[0] != "reference"
+    asked = requested()
+    if asked != "auto":
+        return True
+    if not _candidates(operation, device, asked)[0]:
+        return False
+    return not sizes or choose(operation, device, **sizes) != "reference"
 
 
 def has_kernel(operation: Operation, device: torch.device) -> bool:
-    """Whether an operation runs on anything but the reference, for what has no use for our contract, as optimizers."""
+    """Whether an operation runs on anything but the reference, for what has no use for our contract, as optimizers.
+
+    They also step on a device that is not the model's, for which a backend that is forced may not be.
+    """
+    if DEVICE_OF.get(requested(), device.type) != device.type:
+        return False
     return explain(operation, device)[0] != "reference"
 
 
@@ -103,28 +122,34 @@ def candidates(operation: Operation, device: torch.device) -> tuple[list[str], l
     Raises:
         BackendError: as ``choose``.
     """
-    asked = requested()
+    names, reasons = _candidates(operation, device, requested())
+    return list(names), list(reasons)
+
+
+@cache
+def _candidates(operation: Operation, device: torch.device, asked: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if asked == "auto":
-        found = {name: why_not(operation, name) for name in IN_TURN.get(device.type, ())}
+        found = {name: why_not(operation, name, device) for name in IN_TURN.get(device.type, ())}
         names = [name for name, reason in found.items() if reason is None]
-        return sorted(names, key=lambda name: -speed(operation.name, name)), [why for why in found.values() if why]
+        names.sort(key=lambda name: -speed(operation.name, name, device))
+        return tuple(names), tuple(why for why in found.values() if why)
     if asked == "reference":
-        return [], ["KERNELS_BACKEND asks for it"]
+        return (), ("KERNELS_BACKEND asks for it",)
     if reason := unavailable(asked):
         raise BackendError(f"KERNELS_BACKEND is {asked}, {reason}; or unset KERNELS_BACKEND")
     if DEVICE_OF[asked] != device.type:
         raise BackendError(f"KERNELS_BACKEND is {asked}, which does not run on {device.type} tensors; unset it")
-    return ([asked], []) if asked in operation.limits else ([], [f"{asked} has no {operation.name}"])
+    return ((asked,), ()) if asked in operation.limits else ((), (f"{asked} has no {operation.name}",))
 
 
-def why_not(operation: Operation, name: str) -> str | None:
+def why_not(operation: Operation, name: str, device: torch.device) -> str | None:
     """Why auto does not take a backend for an operation; None where it does."""
     if name not in operation.limits:
         return f"{name} has no {operation.name}"
     if reason := unavailable(name):
         return f"{name}, {reason}"
-    if not is_ahead(operation.name, name):
-        return f"{name} was not measured ahead of torch on {device_name(name)} (measured.json)"
+    if not is_ahead(operation.name, name, device):
+        return f"{name} was not measured ahead of torch on {device_name(device)} (measured.json)"
     return None
 
 
@@ -165,9 +190,9 @@ def load(name: str) -> ModuleType:
     return operators
 
 
-def is_ahead(operation: str, backend: str) -> bool:
-    """Whether a backend was measured ahead of torch on this device; without a measurement only apex counts as ahead."""
-    gain = measured().get(device_name(backend), {}).get(operation, {})
+def is_ahead(operation: str, backend: str, device: torch.device) -> bool:
+    """Whether a backend was measured ahead of torch on a device; without a measurement only apex counts as ahead."""
+    gain = measured().get(device_name(device), {}).get(operation, {})
     if backend == "apex":
         return gain.get("apex", math.inf) > 1.0
     return is_gain(gain)
@@ -178,15 +203,15 @@ def is_gain(gain: Mapping[str, float]) -> bool:
     return gain.get("speed", 0.0) > (ABOUT_AS_FAST if gain.get("memory", 1.0) <= HALF_THE_MEMORY else 1.0)
 
 
-def speed(operation: str, backend: str) -> float:
-    """How many times as fast as torch's own a backend was measured on this device; 0 where it was not."""
-    gain = measured().get(device_name(backend), {}).get(operation, {})
+def speed(operation: str, backend: str, device: torch.device) -> float:
+    """How many times as fast as torch's own a backend was measured on a device; 0 where it was not."""
+    gain = measured().get(device_name(device), {}).get(operation, {})
     return gain.get("apex" if backend == "apex" else "speed", 0.0)
 
 
-def device_name(backend: str) -> str:
-    """The device of a backend by the name that ``measured.json`` has for it."""
-    return torch.cuda.get_device_name() if DEVICE_OF[backend] == "cuda" else "cpu"
+def device_name(device: torch.device) -> str:
+    """A device by the name that ``measured.json`` has for it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 @cache

@@ -9,11 +9,18 @@ from kernels import norm as kernels
 from kernels.dispatch import Operation, is_wanted
 
 LEVELS = 1 << 16
+TYPES = (torch.float32,) * 3  # that every backend takes: the width decides
 
 
-def uses_kernel(operation: Operation, device: torch.device) -> bool:
-    """Whether a model calls one of our operations on a device; torch.compile takes the answer for a constant."""
-    return is_wanted(operation, device)
+def uses_kernel(operation: Operation, device: torch.device, width: int | None = None) -> bool:
+    """Whether a model calls one of our operations on a device; torch.compile takes the answer for a constant.
+
+    Args:
+        operation: what would be called.
+        device: of its tensors.
+        width: of their rows, as the module knows it and not read off a tensor, whose sizes may be symbols; None: fits.
+    """
+    return is_wanted(operation, device) if width is None else is_wanted(operation, device, width=width, types=TYPES)
 
 
 torch.compiler.assume_constant_result(uses_kernel)
@@ -25,8 +32,9 @@ def draw_seed(device: torch.device) -> Tensor:
 
 
 def dropout_add(
-    branch: Tensor, residual: Tensor, probability: float, training: bool, seed: Tensor | None, site: int
-) -> Tensor:
+    branch: Tensor, residual: Tensor, probability: float, training: bool, seed: Tensor | None, site: int,
+    width: int | None = None,
+) -> Tensor:  # fmt: skip
     """residual + dropout(branch).
 
     Args:
@@ -36,8 +44,9 @@ def dropout_add(
         training: False drops nothing.
         seed: of ``draw_seed``, where something is dropped.
         site: number of the call in the model.
+        width: D, as ``uses_kernel`` takes it.
     """
-    if uses_kernel(kernels.DROPOUT_ADD, branch.device):
+    if uses_kernel(kernels.DROPOUT_ADD, branch.device, width):
         return kernels.dropout_add(branch, residual, dropout=probability if training else 0.0, seed=seed, site=site)
     return residual + dropout(branch, probability, training)
 

@@ -68,4 +68,4 @@ class Embeddings(nn.Module):
 
     def reads_all_weights(self, device: torch.device) -> bool:
         """Whether this module reads the weights of its parts on a device itself, rather than call them."""
-        return uses_kernel(EMBEDDING, device)
+        return uses_kernel(EMBEDDING, device, self.word.embedding_dim)

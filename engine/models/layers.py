@@ -41,7 +41,7 @@ class ActivatedLinear(Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        if uses_kernel(BIAS_GELU, hidden.device):
+        if uses_kernel(BIAS_GELU, hidden.device, self.out_features):
             return bias_gelu(F.linear(hidden, self.weight), self.bias, APPROXIMATE[self.activation])
         return ACTIVATION_FUNCTIONS[self.activation](super().forward(hidden))
 
@@ -60,12 +60,12 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.bias = nn.Parameter(torch.zeros(size))
-        self.eps = eps
+        self.size, self.eps = size, eps
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise the last dimension: [..., D] to the same shape and dtype."""
         weight, bias = self.weight, self.bias
-        if uses_kernel(NORM, hidden.device):
+        if uses_kernel(NORM, hidden.device, self.size):
             return norm(hidden, weight, bias, eps=self.eps)[0]
         if hidden.device.type == "cpu" and hidden.dtype in (torch.bfloat16, torch.float16):
             # The CUDA kernel keeps its sums in fp32; the CPU kernel's gradients of weight and bias are 13 % off.
@@ -95,7 +95,7 @@ class AddNorm(LayerNorm):
         Returns:
             The norm of the sum and the sum, like the branch.
         """
-        if uses_kernel(NORM, branch.device):
+        if uses_kernel(NORM, branch.device, self.size):
             probability = self.dropout if self.training else 0.0
             return norm(
                 branch,

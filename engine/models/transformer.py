@@ -86,7 +86,8 @@ class Layer(nn.Module):
         if self.pre_norm:
             branch = self.attention(self.attention_norm(hidden), layout)
             normed, hidden = self.mlp_norm(branch, hidden, seed, site)
-            return dropout_add(self.mlp(normed), hidden, self.dropout, self.training, seed, site + 1)
+            width = self.mlp.down.out_features
+            return dropout_add(self.mlp(normed), hidden, self.dropout, self.training, seed, site + 1, width)
         hidden, _ = self.attention_norm(self.attention(hidden, layout), hidden, seed, site)
         hidden, _ = self.mlp_norm(self.mlp(hidden), hidden, seed, site + 1)
         return hidden

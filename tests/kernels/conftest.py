@@ -10,6 +10,13 @@ import pytest
 from kernels import build, dispatch
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What dispatch found in a test is not for the next."""
+    yield
+    dispatch._candidates.cache_clear()
+
+
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch, ran: list[str]) -> Iterator[Callable[..., None]]:
     """Force a backend for the rest of a test; skips where it cannot be built.

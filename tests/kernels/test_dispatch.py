@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import apex, build, dispatch, overview
-from kernels.dispatch import BackendError, Operation, candidates, choose, explain, is_wanted
+from kernels.dispatch import BackendError, Operation, candidates, choose, explain, has_kernel, is_wanted
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 DEVICE = "NVIDIA Test 80GB"
@@ -33,6 +33,7 @@ def machine(monkeypatch):
     gone: dict[str, str] = {}
     monkeypatch.delenv("KERNELS_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "unavailable", gone.get)
+    monkeypatch.setattr(dispatch, "_candidates", dispatch._candidates.__wrapped__)  # the table changes
     monkeypatch.setattr(dispatch, "measured", lambda: table)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: DEVICE)
     dispatch._say_once.cache_clear()
@@ -77,6 +78,39 @@ def test_sizes_go_to_the_next_backend_and_that_is_said_once(machine, caplog):
         "kernels: op on cuda: width 11 is odd; op on apex: width 11 is above 8; torch operators run",
         "kernels: op on cpu: width 5 is odd; torch operators run",
     ]
+
+
+def test_a_model_calls_torch_s_own_where_no_backend_takes_its_sizes(machine, monkeypatch, caplog):
+    assert is_wanted(OP, GPU, width=4) and is_wanted(OP, GPU, width=5)  # 5 is for apex
+    with caplog.at_level(logging.WARNING, "kernels"):
+        assert not is_wanted(OP, GPU, width=11) and not is_wanted(OP, CPU, width=5)
+        assert not is_wanted(PLAIN, CPU, width=5)
+    runs = [text.rpartition("; ")[2] for text in caplog.messages]
+    assert runs == ["apex runs", "torch operators run", "torch operators run"]
+    monkeypatch.setenv("KERNELS_BACKEND", "cuda")
+    assert is_wanted(OP, GPU, width=11)  # by the reference, whose masks are those of the kernels
+
+
+def test_what_optimizers_step_on_may_be_on_another_device(machine, monkeypatch):
+    assert has_kernel(OP, CPU) and has_kernel(OP, GPU) and not has_kernel(PLAIN, GPU)
+    for name, there, elsewhere in (("cuda", GPU, CPU), ("cpu", CPU, GPU), ("emulator", CPU, GPU)):
+        monkeypatch.setenv("KERNELS_BACKEND", name)
+        assert has_kernel(OP, there) and not has_kernel(OP, elsewhere)
+    monkeypatch.setenv("KERNELS_BACKEND", "reference")
+    assert not has_kernel(OP, CPU)
+
+
+def test_devices_are_asked_once(machine, monkeypatch):
+    asked = []
+    monkeypatch.undo()
+    monkeypatch.delenv("KERNELS_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "is_ahead", lambda *call: bool(asked.append(call)) or True)
+    monkeypatch.setattr(dispatch, "unavailable", lambda name: None)
+    monkeypatch.setattr(dispatch, "speed", lambda *_: 2.0)
+    assert [choose(OP, CPU, width=4) for _ in range(3)] == ["cpu"] * 3
+    assert asked == [("op", "cpu", CPU)]
+    monkeypatch.setenv("KERNELS_BACKEND", "emulator")
+    assert choose(OP, CPU, width=4) == "emulator"
 
 
 def test_what_is_not_there_is_named(machine, caplog):

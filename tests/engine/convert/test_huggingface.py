@@ -240,7 +240,7 @@ def test_weights_come_back_bit_equal(arch: ArchConfig, head: str) -> None:
 def test_training_drops_where_theirs_does(arch: ArchConfig, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (dropout, embeddings, heads, layers):  # torch's own draws, so that the masks can be compared
         monkeypatch.setattr(module, "dropout", torch.nn.functional.dropout)
-    monkeypatch.setattr(dropout, "is_wanted", lambda *_: False)
+    monkeypatch.setattr(dropout, "is_wanted", lambda *_, **__: False)
     monkeypatch.setattr(transformer, "draw_seed", lambda _: None)
     theirs = build_theirs(arch, head).train()
     ours = build_model(arch, {head: HEADS[head](arch)}, seed=0).train()

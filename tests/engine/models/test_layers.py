@@ -18,7 +18,7 @@ ROWS, SIZE = 1531, 251
 @pytest.fixture(params=["kernels", "torch"])
 def operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of a model: with our operations, and without."""
-    monkeypatch.setattr(dropout_module, "is_wanted", lambda *_: request.param == "kernels")
+    monkeypatch.setattr(dropout_module, "is_wanted", lambda *_, **__: request.param == "kernels")
     return str(request.param)
 
 
