@@ -28,6 +28,15 @@ def describe(device: torch.device) -> str:
     return f"kernels: {', '.join(f'{operation.name} {_runs(operation, device)}' for operation in OF_MODELS)}"
 
 
+def runs(device: torch.device) -> dict[str, tuple[str, str]]:
+    """By name of all operations: whose code runs it on a device, and why it is not the device's own.
+
+    Raises:
+        BackendError: as ``describe``.
+    """
+    return {op.name: (_runs(op, device), dispatch.explain(op, device)[1]) for op in OPERATIONS}
+
+
 def _runs(operation: Operation, device: torch.device) -> str:
     return dispatch.explain(operation, device)[0] if dispatch.is_wanted(operation, device) else "torch"
 

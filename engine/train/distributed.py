@@ -225,6 +225,31 @@ def _told_by(ranks: list[int]) -> str:
     return f"rank {ranks[0]}: " if len(ranks) == 1 else f"rank {ranks[0]} and {len(ranks) - 1} more: "
 
 
+def refuse_disagreement(facts: dict[str, str], doing: str, way_out: str, reasons: dict[str, str] | None = None) -> None:
+    """Raise on every rank where one knows other facts than rank 0.
+
+    Args:
+        facts: what must be equal on all ranks, by name.
+        doing: what a rank that differs would do, as in "train on other rows" than rank 0.
+        way_out: what the user can do.
+        reasons: why a fact is as it is on this rank, where there is a reason.
+
+    Raises:
+        SharedError: naming the first rank that differs, its host and what it sees.
+    """
+    known = gather_objects((platform.node(), facts, reasons or {}))
+    first = known[0][1]
+    for rank, (host, theirs, why) in enumerate(known):
+        for what in sorted(first.keys() | theirs.keys()):
+            if first.get(what) == theirs.get(what):
+                continue
+            because = f" ({why[what]})" if why.get(what) else ""
+            raise SharedError(
+                f"rank {rank} on {host} would {doing} than rank 0: {what}: {theirs.get(what, 'none')} there{because}, "
+                f"{first.get(what, 'none')} on rank 0; {way_out}"
+            )
+
+
 def shared_store() -> torch.distributed.Store:
     """The store that the ranks met in."""
     return torch.distributed.distributed_c10d._get_default_store()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.cli import SharedError, collect
+from engine.config.cli import collect
 from engine.data.mixture import MixedRows, Mixture
 from engine.data.rows import RowReader
 from engine.data.source import RowSource
-from engine.train.distributed import gather_objects, global_rank, raise_together, wait_for_rank_zero, world_size
+from engine.train.distributed import global_rank, raise_together, refuse_disagreement, wait_for_rank_zero, world_size
 from engine.train.resolve import Resolved
 from engine.train.timeline import Timeline
 from preprocess.manifest import Manifest
@@ -86,7 +84,9 @@ def open_rows(resolved: Resolved) -> OpenedRows:
     opened = opened or collect(problems, lambda: _open(resolved))
     raise_together("\n".join(problems) or None)
     assert opened is not None
-    refuse_disagreement(_what_is_read(resolved, opened))
+    refuse_disagreement(
+        _what_is_read(resolved, opened), "train on other rows", "give all hosts the same shards and the same command"
+    )
     raise_together(_too_few_rows(resolved, opened))
     return opened
 
@@ -126,23 +126,6 @@ def _what_is_read(resolved: Resolved, opened: OpenedRows) -> dict[str, str]:
             rows = opened.sources[source.name].num_rows(length)
             facts[f"rows of {length} tokens in {source.manifest.folder}"] = f"{rows:,}"
     return facts
-
-
-def refuse_disagreement(facts: dict[str, str]) -> None:
-    """No rank may run dry before the others: what each knows of the rows must be what rank 0 knows.
-
-    Raises:
-        SharedError: on every rank, naming the first rank that differs, its host and what it sees.
-    """
-    known: Sequence[tuple[str, dict[str, str]]] = gather_objects((platform.node(), facts))
-    first = known[0][1]
-    for rank, (host, theirs) in enumerate(known):
-        for what in sorted(first.keys() | theirs.keys()):
-            if first.get(what) != theirs.get(what):
-                raise SharedError(
-                    f"rank {rank} on {host} would train on other rows than rank 0: {what}: {theirs.get(what, 'none')} "
-                    f"there, {first.get(what, 'none')} on rank 0; give all hosts the same shards and the same command"
-                )
 
 
 def _too_few_rows(resolved: Resolved, opened: OpenedRows) -> str | None:

@@ -43,6 +43,7 @@ from engine.train.distributed import (
     global_rank,
     local_rank,
     raise_together,
+    refuse_disagreement,
     world_size,
 )
 from engine.train.evaluate import Runner
@@ -123,9 +124,10 @@ def run_training(parts: RunParts) -> RunFolder:
         model = parts.build(not resuming)
         for note in clear_stale_locks(build_root()) if local_rank() == 0 else ():
             say(f"note: {note}")
+        kernels = _agree_on_kernels(torch.device(describe_device().type))
         optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, describe_device().type)
         say(describe(optimizer))
-        say(overview.describe(torch.device(describe_device().type)))
+        say(kernels)
         writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints, partial(_describe, run, parts))
         folder, manifest = _first_checkpoint(parts, model, writer, resuming)
         engine = _engine(parts, model, optimizer)
@@ -140,6 +142,24 @@ def run_training(parts: RunParts) -> RunFolder:
             run.finish()
     say(f"finished: {run.model} is the model of step {parts.timeline.steps}")
     return run
+
+
+def _agree_on_kernels(device: torch.device) -> str:
+    """The log's line on whose code computes, which must be the same on all ranks: dropout masks depend on it.
+
+    Raises:
+        SharedError: on every rank, if one would compute by other code than rank 0, or not at all.
+    """
+    problems: list[str] = []
+    found = collect(problems, lambda: overview.runs(device)) or {}
+    raise_together("\n".join(problems) or None)
+    refuse_disagreement(
+        {name: runs for name, (runs, _) in found.items()},
+        "compute by other kernels",
+        "give all hosts the same GPUs, compilers and KERNELS_BACKEND, or set KERNELS_BACKEND=reference on all",
+        {name: why for name, (_, why) in found.items()},
+    )
+    return overview.describe(device)
 
 
 def _describe(run: RunFolder, parts: RunParts, folder: Path, manifest: CheckpointManifest) -> None:

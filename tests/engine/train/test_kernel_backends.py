@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from kernels import overview
+from engine.config.cli import SharedError
+from engine.train import run
+from engine.train.distributed import global_rank
+from kernels import build, dispatch, overview
 from tests import commands
+from tests.engine.ranks import run_ranks
 
 STEPS = 50
 OURS = "AdamW of this engine's kernels"
@@ -72,3 +79,42 @@ def test_curves_are_the_same(model, shards, bpe_shards, tmp_path):
     assert curves["reference"][-1] < curves["reference"][0] - 0.5
     for backend in BACKENDS[1:]:
         np.testing.assert_allclose(curves[backend], curves["reference"], rtol=1e-5, err_msg=backend)
+
+
+DIFFERENT = {  # what is different on rank 1
+    "reference": ("KERNELS_BACKEND", "reference"),
+    "unknown": ("KERNELS_BACKEND", "fast"),
+    "no_folder": ("KERNELS_BUILD_FOLDER", "/dev/null/built"),
+}
+
+
+def agreement(folder: Path) -> list[str]:
+    """What each rank is told where rank 1 is different, and the log's line where it is not."""
+    os.environ.pop("KERNELS_BACKEND", None)
+    told = [run._agree_on_kernels(torch.device("cpu"))]
+    for name, value in DIFFERENT.values():
+        if global_rank() == 1:
+            os.environ[name] = value
+            dispatch._candidates.cache_clear()
+            dispatch.unavailable.cache_clear()
+            dispatch.load.cache_clear()
+        try:
+            told.append(run._agree_on_kernels(torch.device("cpu")))
+        except SharedError as error:
+            told.append(str(error))
+        if global_rank() == 1:
+            os.environ.pop("KERNELS_BACKEND", None)
+    return told
+
+
+@pytest.mark.skipif(build.missing("cpu") is not None, reason=str(build.missing("cpu")))
+def test_ranks_that_would_compute_by_other_kernels_end_the_run(tmp_path):
+    found = run_ranks("tests.engine.train.test_kernel_backends", "agreement", tmp_path)
+    assert found[0] == found[1]
+    same, reference, unknown, no_folder = found[0]
+    assert same.startswith("kernels: norm cpu, ")
+    rank = f"rank 1 on {platform.node()} would compute by other kernels than rank 0: adamw:"
+    assert reference.startswith(f"{rank} reference there (KERNELS_BACKEND asks for it), cpu on rank 0; give all")
+    assert unknown.startswith("rank 1: KERNELS_BACKEND is 'fast'; it must be one of auto")
+    assert no_folder.startswith(f"{rank} torch there (cpu, but kernels: none of /dev/null/built can be written;")
+    assert no_folder.endswith("or set KERNELS_BACKEND=reference on all")

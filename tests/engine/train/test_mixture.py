@@ -12,8 +12,7 @@ import pytest
 
 from engine.config.cli import SharedError
 from engine.data.mixture import Mixture
-from engine.train.distributed import global_rank
-from engine.train.opened_rows import refuse_disagreement
+from engine.train.distributed import global_rank, refuse_disagreement
 from preprocess.manifest import read_manifest
 from tests import commands
 from tests.engine.ranks import run_ranks
@@ -156,7 +155,7 @@ def disagree(folder: Path) -> list[str]:
     for rows in ((100, 100), (100, 90)):
         facts = {"steps of the run": "10", "rows of 64 tokens in en": str(rows[global_rank()])}
         try:
-            refuse_disagreement(facts)
+            refuse_disagreement(facts, "train on other rows", "give all hosts the same shards")
             told.append("")
         except SharedError as error:
             told.append(str(error))
