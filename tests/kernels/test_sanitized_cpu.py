@@ -1,0 +1,69 @@
+"""The CPU kernels under sanitizers, without torch: no access outside an array, no conversion that C++ leaves open."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kernels import build
+
+pytestmark = pytest.mark.skipif(build.missing("cpu") is not None, reason=str(build.missing("cpu")))
+OPERATIONS = ("activation", "cross_entropy")
+LEVEL = build.CPU_LEVELS[0]  # sanitizers look at what is written in C++, which is the same at each
+# What no number stands for is no part of "undefined":
+SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-O1", "-g1")
+
+
+@pytest.fixture(scope="module")
+def compile_one(tmp_path_factory):
+    """Compiles a source once, into an object file."""
+    made: dict[str, Path] = {}
+
+    def compile_source(source: Path, text: str | None = None) -> Path:
+        text = text or source.read_text()
+        if text not in made:
+            folder = tmp_path_factory.mktemp(source.stem)
+            (folder / source.name).write_text(text.replace('"../common/', '"'))
+            flags = (*build.HOST_FLAGS, *build.FAST, *SANITIZERS, "-fopenmp-simd", f"-DKERNELS_LEVEL={LEVEL}")
+            march = () if LEVEL == "generic" else (f"-march=x86-64-{LEVEL}",)
+            places = [f"-I{build.SOURCES / name}" for name in ("cpu", "common")]
+            made[text] = folder / "one.o"
+            command = [*flags, *march, *places, "-c", str(folder / source.name), "-o", str(made[text])]
+            build.run_compiler([str(build.host_compiler()), *command], folder)
+        return made[text]
+
+    return compile_source
+
+
+def run(compile_one, folder: Path, mutants: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Link and run the driver, with other texts for some operations."""
+    sources = [build.SOURCES / "cpu" / f"{operation}.cpp" for operation in OPERATIONS]
+    objects = [compile_one(source, mutants.get(source.stem)) for source in sources]
+    objects.append(compile_one(Path(__file__).with_name("sanitized_cpu.cpp")))
+    objects.append(compile_one(build.SOURCES / "cpu" / "levels.cpp"))
+    program = folder / "program"
+    command = [str(build.host_compiler()), *SANITIZERS, *map(str, objects), "-o", str(program)]
+    build.run_compiler(command, folder)
+    return subprocess.run([program], capture_output=True, text=True, check=False, timeout=100)
+
+
+def test_sanitizers_find_nothing(compile_one, tmp_path):
+    done = run(compile_one, tmp_path, {})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("number = x > kLowest ? x : kLowest", "number = bounded", "outside the range of representable values"),
+        ("gradient[label] = from_float<T>((values", "gradient[50 * width] = from_float<T>((values", "buffer-overflow"),
+    ],
+    ids=["cast", "write"],
+)
+def test_sanitizers_find_what_is_put_there(old, new, said, compile_one, tmp_path):
+    text = (build.SOURCES / "cpu" / "cross_entropy.cpp").read_text()
+    assert text.count(old) == 1
+    done = run(compile_one, tmp_path, {"cross_entropy": text.replace(old, new)})
+    assert done.returncode != 0 and said in done.stderr
