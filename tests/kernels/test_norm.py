@@ -14,7 +14,7 @@ from kernels.norm import AddNorm, dropout_add, norm
 from kernels.philox import keep_mask, keep_scale, seed_tensor, threshold_of
 from tests.kernels.backends import BACKENDS, CUDA, PACKED, TOLERANCE, TYPES, assert_near, check_promises, device_of
 
-SIZES = [(1, 8), (5, 64), (37, 768), (13, 1024), (6, 1600), (3, 8192), (0, 64)]
+SIZES = [(1, 8), (5, 64), (37, 768), (13, 1024), (6, 1600), (3, 3000), (3, 8192), (0, 64)]
 ODD_SIZES = [(3, 7), (11, 101), (2, 1)]  # not for CUDA: a thread loads eight elements
 
 

@@ -1,4 +1,5 @@
-// Rows that stay in registers: a warp takes one of up to 1,024 columns, a block of 256 threads one of up to 8,192.
+// Rows that stay in registers: a warp takes one of up to 1,024 columns, a block of 256 threads one of up to 8,192, with
+// as few packs a thread as hold it.
 //
 // Sums over rows are kept in registers by each thread, added up in shared memory, written once a block, and added up by
 // a second kernel in the order of blocks: the same bits every time.
@@ -9,13 +10,14 @@
 namespace kernels {
 namespace {
 
-constexpr int kPacksPerThread = 4;
+constexpr int kMaxPacks = 4;  // of a thread
 constexpr int kNarrowThreads = 128;  // four rows a block
 constexpr int kWideThreads = 256;    // one row a block
-constexpr int64_t kNarrowWidth = kWarp * kPacksPerThread * kPack;
-constexpr int64_t kWideWidth = kWideThreads * kPacksPerThread * kPack;
+constexpr int64_t kNarrowWidth = kWarp * kMaxPacks * kPack;
+constexpr int64_t kWideWidth = kWideThreads * kMaxPacks * kPack;
 constexpr int kMaxWarps = kWideThreads / kWarp;
-constexpr int64_t kReduceThreads = 128;
+constexpr int kReduceWarps = 8;
+constexpr int kReduceThreads = kReduceWarps * kWarp;
 
 inline bool fits_registers(int64_t width) {
   return width > 0 && width % kPack == 0 && width <= kWideWidth;
@@ -23,9 +25,22 @@ inline bool fits_registers(int64_t width) {
 
 inline int64_t rows_per_block(int64_t width) { return width <= kNarrowWidth ? kNarrowThreads / kWarp : 1; }
 
-// The threads of a block that take a row each of kThreadsPerRow threads.
-template <int kThreadsPerRow>
-constexpr int kRowThreads = kThreadsPerRow == kWarp ? kNarrowThreads : kWideThreads;
+// How a row is spread over threads: over a warp or over a whole block, and how many packs each of them has.
+template <int kThreadsOfRow, int kPacksOfThread>
+struct Shape {
+  static constexpr int kThreads = kThreadsOfRow, kPacks = kPacksOfThread;
+  static constexpr int kBlock = kThreads == kWarp ? kNarrowThreads : kWideThreads;
+};
+
+// Calls the function with the shape of rows of this width.
+template <class Function>
+int32_t with_shape(int64_t width, Function function) {
+  if (!fits_registers(width)) return kUnsupported;
+  if (width <= kNarrowWidth) return function(Shape<kWarp, kMaxPacks>{});
+  if (width <= kWideThreads * kPack) return function(Shape<kWideThreads, 1>{});
+  if (width <= 2 * kWideThreads * kPack) return function(Shape<kWideThreads, 2>{});
+  return function(Shape<kWideThreads, kMaxPacks>{});
+}
 
 // Sum over the threads of a row: a warp, or the whole block.
 template <int kThreadsPerRow>
@@ -44,15 +59,15 @@ __device__ __forceinline__ float row_sum(float value, float* shared) {
 }
 
 // Adds the sums of the rows of a block, one after the other, and writes them to `out`, a row of `packs` packs.
-template <int kThreadsPerRow>
+template <class S>
 __device__ __forceinline__ void write_sums(float* out, int64_t packs, int lane,
-                                           const float (&values)[kPacksPerThread][kPack], float* shared) {
-  const int rows_per_block = blockDim.x / kThreadsPerRow, own = threadIdx.x / kThreadsPerRow;
+                                           const float (&values)[S::kPacks][kPack], float* shared) {
+  const int rows_per_block = blockDim.x / S::kThreads, own = threadIdx.x / S::kThreads;
   for (int turn = 0; turn < rows_per_block; ++turn) {
     if (own == turn) {
 #pragma unroll
-      for (int j = 0; j < kPacksPerThread; ++j) {
-        const int64_t pack = lane + j * kThreadsPerRow;
+      for (int j = 0; j < S::kPacks; ++j) {
+        const int64_t pack = lane + j * S::kThreads;
         if (pack >= packs) continue;
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
@@ -66,17 +81,26 @@ __device__ __forceinline__ void write_sums(float* out, int64_t packs, int lane,
   }
 }
 
-// Adds up sums[block][blockIdx.y][column] over the blocks, in their order.
+// Adds up sums[block][blockIdx.y][column] over the blocks: each warp every eighth of them in their order, then those of
+// the warps in theirs.
 __device__ __forceinline__ void reduce_blocks(const float* sums, int64_t blocks, int64_t width, float* out) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  if (column >= width || out == nullptr) return;
+  __shared__ float shared[kReduceWarps][kWarp];
+  if (out == nullptr) return;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
   float total = 0.0f;
-  for (int64_t block = 0; block < blocks; ++block) total += sums[(block * gridDim.y + blockIdx.y) * width + column];
+  for (int64_t block = warp; block < blocks && column < width; block += kReduceWarps) {
+    total += sums[(block * gridDim.y + blockIdx.y) * width + column];
+  }
+  shared[warp][lane] = total;
+  __syncthreads();
+  if (warp != 0 || column >= width) return;
+  for (int w = 1; w < kReduceWarps; ++w) total += shared[w][lane];
   out[column] = total;
 }
 
 inline dim3 reduce_grid(int64_t width, unsigned sums) {
-  return dim3(static_cast<unsigned>((width + kReduceThreads - 1) / kReduceThreads), sums);
+  return dim3(static_cast<unsigned>((width + kWarp - 1) / kWarp), sums);
 }
 
 }  // namespace

@@ -49,21 +49,21 @@ __device__ __forceinline__ void sum_of_tables(const EmbeddingTables& from, const
   }
 }
 
-template <class T, int kThreadsPerRow>
-__global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
+template <class T, class S>
+__global__ void __launch_bounds__(S::kBlock)
     embedding_forward(const EmbeddingForward args) {
   __shared__ float shared[kMaxWarps];
-  const int lane = threadIdx.x % kThreadsPerRow;
-  const int rows_per_block = blockDim.x / kThreadsPerRow;
+  const int lane = threadIdx.x % S::kThreads;
+  const int rows_per_block = blockDim.x / S::kThreads;
   const int64_t packs = args.width / kPack;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / kThreadsPerRow;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / S::kThreads;
        row < args.count; row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
     const Ids ids(args.from, row);
-    float z[kPacksPerThread][kPack];
+    float z[S::kPacks][kPack];
     float total = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kPacksPerThread; ++j) {
-      const int64_t pack = lane + j * kThreadsPerRow;
+    for (int j = 0; j < S::kPacks; ++j) {
+      const int64_t pack = lane + j * S::kThreads;
       if (pack >= packs) continue;
       sum_of_tables<T>(args.from, ids, packs, pack, z[j]);
 #pragma unroll
@@ -71,23 +71,23 @@ __global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
     }
     float mean = 0.0f, rstd = 1.0f;
     if (args.weight != nullptr) {
-      mean = row_sum<kThreadsPerRow>(total, shared) / args.width;
+      mean = row_sum<S::kThreads>(total, shared) / args.width;
       float squares = 0.0f;
 #pragma unroll
-      for (int j = 0; j < kPacksPerThread; ++j) {
-        if (lane + j * kThreadsPerRow >= packs) continue;
+      for (int j = 0; j < S::kPacks; ++j) {
+        if (lane + j * S::kThreads >= packs) continue;
 #pragma unroll
         for (int i = 0; i < kPack; ++i) squares += (z[j][i] - mean) * (z[j][i] - mean);
       }
-      rstd = rsqrtf(row_sum<kThreadsPerRow>(squares, shared) / args.width + args.eps);
+      rstd = rsqrtf(row_sum<S::kThreads>(squares, shared) / args.width + args.eps);
       if (lane == 0) {
         args.mean[row] = mean;
         args.rstd[row] = rstd;
       }
     }
 #pragma unroll
-    for (int j = 0; j < kPacksPerThread; ++j) {
-      const int64_t pack = lane + j * kThreadsPerRow;
+    for (int j = 0; j < S::kPacks; ++j) {
+      const int64_t pack = lane + j * S::kThreads;
       if (pack >= packs) continue;
       if (args.weight != nullptr) {
         float weight[kPack], shift[kPack] = {};
@@ -103,23 +103,24 @@ __global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
 }
 
 // Sums of one block over its rows.
+template <class S>
 struct ColumnSums {
-  float weight[kPacksPerThread][kPack] = {};
-  float shift[kPacksPerThread][kPack] = {};
+  float weight[S::kPacks][kPack] = {};
+  float shift[S::kPacks][kPack] = {};
 };
 
-template <class T, int kThreadsPerRow>
+template <class T, class S>
 __device__ __forceinline__ void backward_row(const EmbeddingBackward& args, int64_t row, int lane, float* shared,
-                                             ColumnSums& sums) {
+                                             ColumnSums<S>& sums) {
   const int64_t packs = args.width / kPack;
   const Ids ids(args.from, row);
   const float mean = args.mean[row], rstd = args.rstd[row];
-  float scaled[kPacksPerThread][kPack];      // dy * weight
-  float normalized[kPacksPerThread][kPack];  // (z - mean) * rstd
+  float scaled[S::kPacks][kPack];      // dy * weight
+  float normalized[S::kPacks][kPack];  // (z - mean) * rstd
   float sum = 0.0f, product = 0.0f;
 #pragma unroll
-  for (int j = 0; j < kPacksPerThread; ++j) {
-    const int64_t pack = lane + j * kThreadsPerRow;
+  for (int j = 0; j < S::kPacks; ++j) {
+    const int64_t pack = lane + j * S::kThreads;
     if (pack >= packs) continue;
     float weight[kPack];
     load(static_cast<const T*>(args.dy), row * packs + pack, scaled[j]);
@@ -137,11 +138,11 @@ __device__ __forceinline__ void backward_row(const EmbeddingBackward& args, int6
       product += scaled[j][i] * normalized[j][i];
     }
   }
-  sum = row_sum<kThreadsPerRow>(sum, shared) / args.width;
-  product = row_sum<kThreadsPerRow>(product, shared) / args.width;
+  sum = row_sum<S::kThreads>(sum, shared) / args.width;
+  product = row_sum<S::kThreads>(product, shared) / args.width;
 #pragma unroll
-  for (int j = 0; j < kPacksPerThread; ++j) {
-    const int64_t pack = lane + j * kThreadsPerRow;
+  for (int j = 0; j < S::kPacks; ++j) {
+    const int64_t pack = lane + j * S::kThreads;
     if (pack >= packs) continue;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) scaled[j][i] = (scaled[j][i] - sum - normalized[j][i] * product) * rstd;
@@ -149,22 +150,22 @@ __device__ __forceinline__ void backward_row(const EmbeddingBackward& args, int6
   }
 }
 
-template <class T, int kThreadsPerRow>
-__global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
+template <class T, class S>
+__global__ void __launch_bounds__(S::kBlock)
     embedding_backward(const EmbeddingBackward args) {
   __shared__ float shared[kMaxWarps];
-  __shared__ float columns[kThreadsPerRow == kWarp ? kNarrowWidth : 1];
-  const int lane = threadIdx.x % kThreadsPerRow;
-  const int rows_per_block = blockDim.x / kThreadsPerRow;
-  ColumnSums sums;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / kThreadsPerRow;
+  __shared__ float columns[S::kThreads == kWarp ? kNarrowWidth : 1];
+  const int lane = threadIdx.x % S::kThreads;
+  const int rows_per_block = blockDim.x / S::kThreads;
+  ColumnSums<S> sums;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / S::kThreads;
        row < args.count; row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
-    backward_row<T, kThreadsPerRow>(args, row, lane, shared, sums);
+    backward_row<T, S>(args, row, lane, shared, sums);
   }
   const int64_t packs = args.width / kPack;
   float* out = args.partial + static_cast<int64_t>(blockIdx.x) * 2 * args.width;
-  write_sums<kThreadsPerRow>(out, packs, lane, sums.weight, columns);
-  write_sums<kThreadsPerRow>(out + args.width, packs, lane, sums.shift, columns);
+  write_sums<S>(out, packs, lane, sums.weight, columns);
+  write_sums<S>(out + args.width, packs, lane, sums.shift, columns);
 }
 
 __global__ void __launch_bounds__(kReduceThreads) embedding_reduce(const EmbeddingBackward args) {
@@ -280,33 +281,29 @@ __global__ void __launch_bounds__(kRunThreads) join_pieces(const EmbeddingRuns a
 }  // namespace
 
 KERNELS_EXPORT int32_t kernels_embedding_forward(const EmbeddingForward* args, int64_t blocks, void* stream) {
-  if (!fits_registers(args->width)) return kUnsupported;
   if (args->count == 0) return kOk;
   const int64_t needed = (args->count + rows_per_block(args->width) - 1) / rows_per_block(args->width);
   const dim3 grid(static_cast<unsigned>(needed < blocks ? needed : blocks));
   return with_type(args->type, [&](auto zero) -> int32_t {
     using T = decltype(zero);
-    if (args->width <= kNarrowWidth) {
-      KERNELS_LAUNCH((embedding_forward<T, kWarp>), grid, dim3(kNarrowThreads), 0, stream, *args);
-    } else {
-      KERNELS_LAUNCH((embedding_forward<T, kWideThreads>), grid, dim3(kWideThreads), 0, stream, *args);
-    }
-    return KERNELS_LAUNCH_STATUS();
+    return with_shape(args->width, [&](auto shape) -> int32_t {
+      using S = decltype(shape);
+      KERNELS_LAUNCH((embedding_forward<T, S>), grid, dim3(S::kBlock), 0, stream, *args);
+      return KERNELS_LAUNCH_STATUS();
+    });
   });
 }
 
 KERNELS_EXPORT int32_t kernels_embedding_backward(const EmbeddingBackward* args, void* stream) {
-  if (!fits_registers(args->width)) return kUnsupported;
   const dim3 grid(static_cast<unsigned>(args->blocks));
   return with_type(args->type, [&](auto zero) -> int32_t {
     using T = decltype(zero);
-    if (args->width <= kNarrowWidth) {
-      KERNELS_LAUNCH((embedding_backward<T, kWarp>), grid, dim3(kNarrowThreads), 0, stream, *args);
-    } else {
-      KERNELS_LAUNCH((embedding_backward<T, kWideThreads>), grid, dim3(kWideThreads), 0, stream, *args);
-    }
-    KERNELS_LAUNCH(embedding_reduce, reduce_grid(args->width, 2), dim3(kReduceThreads), 0, stream, *args);
-    return KERNELS_LAUNCH_STATUS();
+    return with_shape(args->width, [&](auto shape) -> int32_t {
+      using S = decltype(shape);
+      KERNELS_LAUNCH((embedding_backward<T, S>), grid, dim3(S::kBlock), 0, stream, *args);
+      KERNELS_LAUNCH(embedding_reduce, reduce_grid(args->width, 2), dim3(kReduceThreads), 0, stream, *args);
+      return KERNELS_LAUNCH_STATUS();
+    });
   });
 }
 

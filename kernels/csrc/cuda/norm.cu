@@ -10,20 +10,20 @@ namespace {
 
 constexpr int64_t kAddThreads = 256;
 
-template <class In, class Out, int kThreadsPerRow>
-__global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
+template <class In, class Out, class S>
+__global__ void __launch_bounds__(S::kBlock)
     norm_forward(const NormForward args) {
   __shared__ float shared[kMaxWarps];
-  const int lane = threadIdx.x % kThreadsPerRow;
-  const int rows_per_block = blockDim.x / kThreadsPerRow;
+  const int lane = threadIdx.x % S::kThreads;
+  const int rows_per_block = blockDim.x / S::kThreads;
   const int64_t packs = args.width / kPack;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / kThreadsPerRow; row < args.rows;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / S::kThreads; row < args.rows;
        row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
-    float z[kPacksPerThread][kPack];
+    float z[S::kPacks][kPack];
     float total = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kPacksPerThread; ++j) {
-      const int64_t pack = lane + j * kThreadsPerRow;
+    for (int j = 0; j < S::kPacks; ++j) {
+      const int64_t pack = lane + j * S::kThreads;
       if (pack >= packs) continue;
       const int64_t at = row * packs + pack;
       float (&values)[kPack] = z[j];
@@ -48,22 +48,22 @@ __global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
 #pragma unroll
       for (int i = 0; i < kPack; ++i) total += values[i];
     }
-    const float mean = args.mean == nullptr ? 0.0f : row_sum<kThreadsPerRow>(total, shared) / args.width;
+    const float mean = args.mean == nullptr ? 0.0f : row_sum<S::kThreads>(total, shared) / args.width;
     float squares = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kPacksPerThread; ++j) {
-      if (lane + j * kThreadsPerRow >= packs) continue;
+    for (int j = 0; j < S::kPacks; ++j) {
+      if (lane + j * S::kThreads >= packs) continue;
 #pragma unroll
       for (int i = 0; i < kPack; ++i) squares += (z[j][i] - mean) * (z[j][i] - mean);
     }
-    const float rstd = rsqrtf(row_sum<kThreadsPerRow>(squares, shared) / args.width + args.eps);
+    const float rstd = rsqrtf(row_sum<S::kThreads>(squares, shared) / args.width + args.eps);
     if (lane == 0) {
       if (args.mean != nullptr) args.mean[row] = mean;
       args.rstd[row] = rstd;
     }
 #pragma unroll
-    for (int j = 0; j < kPacksPerThread; ++j) {
-      const int64_t pack = lane + j * kThreadsPerRow;
+    for (int j = 0; j < S::kPacks; ++j) {
+      const int64_t pack = lane + j * S::kThreads;
       if (pack >= packs) continue;
       float weight[kPack], shift[kPack] = {};
       load_parameter(args.weight, args.parameter, pack, weight);
@@ -76,24 +76,25 @@ __global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
 }
 
 // Sums of one block over its rows.
+template <class S>
 struct ColumnSums {
-  float weight[kPacksPerThread][kPack] = {};
-  float shift[kPacksPerThread][kPack] = {};
-  float bias[kPacksPerThread][kPack] = {};
+  float weight[S::kPacks][kPack] = {};
+  float shift[S::kPacks][kPack] = {};
+  float bias[S::kPacks][kPack] = {};
 };
 
-template <class In, class Out, int kThreadsPerRow>
+template <class In, class Out, class S>
 __device__ __forceinline__ void backward_row(const NormBackward& args, int64_t row, int lane, float* shared,
-                                             ColumnSums& sums) {
+                                             ColumnSums<S>& sums) {
   const int64_t packs = args.width / kPack;
   const float mean = args.mean == nullptr ? 0.0f : args.mean[row];
   const float rstd = args.rstd[row];
-  float scaled[kPacksPerThread][kPack];      // dy * weight
-  float normalized[kPacksPerThread][kPack];  // (z - mean) * rstd
+  float scaled[S::kPacks][kPack];      // dy * weight
+  float normalized[S::kPacks][kPack];  // (z - mean) * rstd
   float sum = 0.0f, product = 0.0f;
 #pragma unroll
-  for (int j = 0; j < kPacksPerThread; ++j) {
-    const int64_t pack = lane + j * kThreadsPerRow;
+  for (int j = 0; j < S::kPacks; ++j) {
+    const int64_t pack = lane + j * S::kThreads;
     if (pack >= packs) continue;
     float weight[kPack];
     load(static_cast<const Out*>(args.dy), row * packs + pack, scaled[j]);
@@ -110,11 +111,11 @@ __device__ __forceinline__ void backward_row(const NormBackward& args, int64_t r
       product += scaled[j][i] * normalized[j][i];
     }
   }
-  sum = args.mean == nullptr ? 0.0f : row_sum<kThreadsPerRow>(sum, shared) / args.width;
-  product = row_sum<kThreadsPerRow>(product, shared) / args.width;
+  sum = args.mean == nullptr ? 0.0f : row_sum<S::kThreads>(sum, shared) / args.width;
+  product = row_sum<S::kThreads>(product, shared) / args.width;
 #pragma unroll
-  for (int j = 0; j < kPacksPerThread; ++j) {
-    const int64_t pack = lane + j * kThreadsPerRow;
+  for (int j = 0; j < S::kPacks; ++j) {
+    const int64_t pack = lane + j * S::kThreads;
     if (pack >= packs) continue;
     const int64_t at = row * packs + pack;
     float gradient[kPack];
@@ -129,33 +130,40 @@ __device__ __forceinline__ void backward_row(const NormBackward& args, int64_t r
     if (args.dresidual != nullptr) store(static_cast<In*>(args.dresidual), at, gradient);
     if (args.dropout.threshold != 0) drop(gradient, args.dropout, row, pack);
     store(static_cast<In*>(args.dx), at, gradient);
+    if (args.dbias == nullptr) continue;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) sums.bias[j][i] += gradient[i];
   }
 }
 
-template <class In, class Out, int kThreadsPerRow>
-__global__ void __launch_bounds__(kRowThreads<kThreadsPerRow>)
+template <class In, class Out, class S>
+__global__ void __launch_bounds__(S::kBlock)
     norm_backward(const NormBackward args) {
   __shared__ float shared[kMaxWarps];
-  __shared__ float columns[kThreadsPerRow == kWarp ? kNarrowWidth : 1];
-  const int lane = threadIdx.x % kThreadsPerRow;
-  const int rows_per_block = blockDim.x / kThreadsPerRow;
-  ColumnSums sums;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / kThreadsPerRow; row < args.rows;
+  __shared__ float columns[S::kThreads == kWarp ? kNarrowWidth : 1];
+  const int lane = threadIdx.x % S::kThreads;
+  const int rows_per_block = blockDim.x / S::kThreads;
+  ColumnSums<S> sums;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / S::kThreads; row < args.rows;
        row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
-    backward_row<In, Out, kThreadsPerRow>(args, row, lane, shared, sums);
+    backward_row<In, Out, S>(args, row, lane, shared, sums);
   }
   const int64_t packs = args.width / kPack;
   float* out = args.partial + static_cast<int64_t>(blockIdx.x) * 3 * args.width;
-  write_sums<kThreadsPerRow>(out, packs, lane, sums.weight, columns);
-  if (args.dshift != nullptr) write_sums<kThreadsPerRow>(out + args.width, packs, lane, sums.shift, columns);
-  if (args.dbias != nullptr) write_sums<kThreadsPerRow>(out + 2 * args.width, packs, lane, sums.bias, columns);
+  write_sums<S>(out, packs, lane, sums.weight, columns);
+  if (args.dshift != nullptr) write_sums<S>(out + args.width, packs, lane, sums.shift, columns);
+  if (args.dbias != nullptr) write_sums<S>(out + 2 * args.width, packs, lane, sums.bias, columns);
 }
 
 __global__ void __launch_bounds__(kReduceThreads) norm_reduce(const NormBackward args) {
   float* const out = blockIdx.y == 0 ? args.dweight : blockIdx.y == 1 ? args.dshift : args.dbias;
   reduce_blocks(args.partial, args.blocks, args.width, out);
+}
+
+// Of numbers that are not negative: a division of 64 bits takes several times the instructions of one of 32.
+__device__ __forceinline__ int64_t quotient(int64_t number, int64_t by) {
+  if ((number | by) >> 32 == 0) return static_cast<uint32_t>(number) / static_cast<uint32_t>(by);
+  return number / by;
 }
 
 template <class T>
@@ -165,7 +173,10 @@ __global__ void __launch_bounds__(kAddThreads) dropout_add(const DropoutAdd args
        at += static_cast<int64_t>(gridDim.x) * kAddThreads) {
     float values[kPack], residual[kPack];
     load(static_cast<const T*>(args.x), at, values);
-    if (args.dropout.threshold != 0) drop(values, args.dropout, at / row_packs, at % row_packs);
+    if (args.dropout.threshold != 0) {
+      const int64_t row = quotient(at, row_packs);
+      drop(values, args.dropout, row, at - row * row_packs);
+    }
     if (args.residual != nullptr) {
       load(static_cast<const T*>(args.residual), at, residual);
 #pragma unroll
@@ -183,35 +194,31 @@ int32_t with_types(Type input, Type output, Function function) {
 }  // namespace
 
 KERNELS_EXPORT int32_t kernels_norm_forward(const NormForward* args, int64_t blocks, void* stream) {
-  if (!fits_registers(args->width)) return kUnsupported;
   if (args->rows == 0) return kOk;
   const int64_t needed = (args->rows + rows_per_block(args->width) - 1) / rows_per_block(args->width);
   const dim3 grid(static_cast<unsigned>(needed < blocks ? needed : blocks));
   return with_types(args->input, args->output, [&](auto in, auto out) -> int32_t {
     using In = decltype(in);
     using Out = decltype(out);
-    if (args->width <= kNarrowWidth) {
-      KERNELS_LAUNCH((norm_forward<In, Out, kWarp>), grid, dim3(kNarrowThreads), 0, stream, *args);
-    } else {
-      KERNELS_LAUNCH((norm_forward<In, Out, kWideThreads>), grid, dim3(kWideThreads), 0, stream, *args);
-    }
-    return KERNELS_LAUNCH_STATUS();
+    return with_shape(args->width, [&](auto shape) -> int32_t {
+      using S = decltype(shape);
+      KERNELS_LAUNCH((norm_forward<In, Out, S>), grid, dim3(S::kBlock), 0, stream, *args);
+      return KERNELS_LAUNCH_STATUS();
+    });
   });
 }
 
 KERNELS_EXPORT int32_t kernels_norm_backward(const NormBackward* args, void* stream) {
-  if (!fits_registers(args->width)) return kUnsupported;
   const dim3 grid(static_cast<unsigned>(args->blocks));
   return with_types(args->input, args->output, [&](auto in, auto out) -> int32_t {
     using In = decltype(in);
     using Out = decltype(out);
-    if (args->width <= kNarrowWidth) {
-      KERNELS_LAUNCH((norm_backward<In, Out, kWarp>), grid, dim3(kNarrowThreads), 0, stream, *args);
-    } else {
-      KERNELS_LAUNCH((norm_backward<In, Out, kWideThreads>), grid, dim3(kWideThreads), 0, stream, *args);
-    }
-    KERNELS_LAUNCH(norm_reduce, reduce_grid(args->width, 3), dim3(kReduceThreads), 0, stream, *args);
-    return KERNELS_LAUNCH_STATUS();
+    return with_shape(args->width, [&](auto shape) -> int32_t {
+      using S = decltype(shape);
+      KERNELS_LAUNCH((norm_backward<In, Out, S>), grid, dim3(S::kBlock), 0, stream, *args);
+      KERNELS_LAUNCH(norm_reduce, reduce_grid(args->width, 3), dim3(kReduceThreads), 0, stream, *args);
+      return KERNELS_LAUNCH_STATUS();
+    });
   });
 }
 

@@ -120,6 +120,7 @@ int main() {
   run<float>("warp_bare", Type::kFloat32, 5, 8, false);
   run<float>("block_fp32", Type::kFloat32, 7, 2048, true);
   run<__nv_bfloat16>("block_bf16", Type::kBFloat16, 3, 1600, true);
+  run<float>("block_two_packs", Type::kFloat32, 2, 3000, true);
   run<float>("block_bare", Type::kFloat32, 2, 8192, false);
   run<float>("below_tables", Type::kFloat32, 9, 64, false, -1);
   run<__nv_bfloat16>("beyond_tables", Type::kBFloat16, 9, 64, true, int64_t{1} << 40);
