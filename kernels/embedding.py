@@ -43,7 +43,8 @@ def embed(
 
     Sums and statistics are fp32, whatever the types. Neither the sum nor the dropout mask is stored: the backward pass
     reads the tables again. The gradient of a table has all its rows; those with the same id are added up in their
-    order, so that its bits are the same every time (torch's own depends on the order of atomics on a GPU).
+    order, so that its bits are the same every time (torch's own depends on the order of atomics on a GPU). Autocast
+    changes no types here: the result is of the tables'.
 
     Args:
         tokens: [N] int64. On a CPU an id beyond its table is an error; on a GPU, where a check would have to wait, its
@@ -311,6 +312,9 @@ class Embeddings(nn.Module):
 
     The parameters have the names of ``nn.Embedding`` and ``nn.LayerNorm`` in their places: ``word.weight``,
     ``position.weight``, ``segment.weight``, ``norm.weight``, ``norm.bias``.
+
+    The children are not called: their hooks do not run. What gathers a module's parameters by hooks, as ZeRO stage 3
+    does, must be told that this module reads them (``deepspeed.runtime.zero.register_external_parameter``).
     """
 
     def __init__(

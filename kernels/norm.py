@@ -38,7 +38,8 @@ def norm(
     """Normalise residual + dropout(x + bias) over the last dimension.
 
     Statistics and parameter gradients are fp32, whatever the types. The dropout mask is drawn again in the backward
-    pass and not stored.
+    pass and not stored. Autocast changes no types here: x and residual must be of one already, and y is of that type
+    where ``output`` names no other.
 
     Args:
         x: [..., W] fp32, bf16 or fp16.
@@ -259,6 +260,8 @@ def dropout_add(
 ) -> Tensor:
     """residual + dropout(x), whose mask is drawn again in the backward pass and not stored.
 
+    Autocast changes no types here: x and residual must be of one already.
+
     Args:
         x: [..., W] fp32, bf16 or fp16.
         residual: like x.
@@ -315,7 +318,10 @@ _dropout_add.register_autograd(_dropout_add_backward, setup_context=_keep_mask_k
 
 
 class AddNorm(nn.Module):
-    """LayerNorm of residual + dropout(x + bias), with the parameter names of ``nn.LayerNorm``."""
+    """LayerNorm of residual + dropout(x + bias), with the parameter names of ``nn.LayerNorm``.
+
+    For models of one's own: the ``AddNorm`` of ``engine.models.layers`` takes seed and site from its model.
+    """
 
     def __init__(self, width: int, eps: float = 1e-5, dropout: float = 0.0, site: int = 0) -> None:
         super().__init__()
