@@ -6,8 +6,9 @@
 The sides of a case take turns; a ratio is the median of the rounds' ratios, so what slows the machine for a while slows
 all sides. The bandwidth is that of the bytes an operation must move at least, beside a copy of as many bytes that takes
 its turn too. Before it is timed each of our results is compared with the reference backend's. On a GPU a CUDA graph
-replays a pass, so that Python's time is not measured. Lines that begin with { are JSON, printed as results come;
---write puts the speeds of this device into kernels/measured.json, from which dispatch decides.
+replays a pass, so that Python's time is not measured; at few tokens ours and torch's are timed without one too
+("eager"), as the engine calls them, and the worse of the two ratios counts. Lines that begin with { are JSON, printed
+as results come; --write puts the speeds of this device into kernels/measured.json, from which dispatch decides.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ CPU_SIZES = {4096: (768,)}
 CUDA_SIZES = {4096: (768, 1024, 1600, 4096), 65536: (768, 1024, 1600, 4096)}
 GRAPH_SECONDS, GROUP_SECONDS = 0.01, 0.02  # on a GPU: of replays before timing, and of those timed together
 SMALL_COPY = 1 << 20
+EAGER_ROWS, EAGER = 4096, " eager"  # up to so many tokens Python may be slower than the GPU
 MIN_ROUNDS, CASE_SECONDS = 3, 30.0  # a slow case has fewer rounds
 
 
@@ -98,7 +100,11 @@ def clock_cpu(run: Callable[[], Any]) -> Callable[[], float]:
 
 def clock_cuda(run: Callable[[], Any]) -> Callable[[], float]:
     """Times replays of a call as a CUDA graph, in seconds a call; the call itself where it cannot be captured."""
-    replay: Callable[[], Any] = run
+    return clock_eager(captured(run))
+
+
+def captured(run: Callable[[], Any]) -> Callable[[], Any]:
+    """A CUDA graph of a call, or the call itself."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -109,14 +115,19 @@ def clock_cuda(run: Callable[[], Any]) -> Callable[[], float]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        replay = graph.replay
     except RuntimeError as error:
         print(f"not captured, so Python's time counts too: {str(error).splitlines()[0]}", flush=True)
         torch.cuda.synchronize()
-    first = _between_events(replay, 3)
-    _between_events(replay, max(1, min(200, int(GRAPH_SECONDS / first))))
+        return run
+    return graph.replay
+
+
+def clock_eager(run: Callable[[], Any]) -> Callable[[], float]:
+    """Times calls on a GPU, in seconds a call: Python's time where that is more."""
+    first = _between_events(run, 3)
+    _between_events(run, max(1, min(200, int(GRAPH_SECONDS / first))))
     calls = max(1, min(500, int(GROUP_SECONDS / first)))
-    return lambda: _between_events(replay, calls)
+    return lambda: _between_events(run, calls)
 
 
 def _between_events(run: Callable[[], Any], calls: int) -> float:
@@ -152,6 +163,8 @@ def measure(case: Case, setting: Setting, backend: str, rounds: int) -> dict[str
                 if name in ("kernels", "copy"):
                     raise
                 failed[name] = str(problem).splitlines()[0]
+        if setting.device == "cuda" and setting.rows <= EAGER_ROWS and "torch" in clocks:
+            clocks |= {name + EAGER: clock_eager(sides[name]) for name in ("kernels", "torch")}
         times: dict[str, list[float]] = {name: [] for name in clocks}
         start = time.monotonic()
         for number in range(rounds):
@@ -178,11 +191,14 @@ def _figures(case: Case, times: dict[str, list[float]]) -> dict[str, Any]:
         return statistics.median(one / other for one, other in zip(times[a], times[b], strict=True))
 
     figures: dict[str, Any] = {"microseconds": {name: statistics.median(each) * 1e6 for name, each in times.items()}}
-    figures["speed"] = {name: ratio(name, "kernels") for name in times if name not in ("kernels", "copy")}
+    others = [name for name in times if name not in ("kernels", "copy", "kernels" + EAGER)]
+    figures["speed"] = {name: ratio(name, "kernels" + EAGER * name.endswith(EAGER)) for name in others}
     if case.moved:
         figures["gigabytes_per_second"] = case.moved / figures["microseconds"]["kernels"] / 1e3
         scale = case.moved / max(case.moved, 2 * SMALL_COPY)
-        figures["share_of_copy"] = {name: scale * ratio("copy", name) for name in times if name != "copy"}
+        figures["share_of_copy"] = {
+            name: scale * ratio("copy", name) for name in times if name != "copy" and not name.endswith(EAGER)
+        }
     return figures
 
 
@@ -242,7 +258,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def gains(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """What dispatch must know: by operation the geometric mean over its cases of how many times as fast as torch."""
+    """What dispatch must know: by operation the geometric mean over its cases of how many times as fast as torch.
+
+    A case that was timed eagerly too counts by the worse of its ratios.
+    """
 
     def mean(ratios: list[float]) -> float:
         return float(f"{math.exp(statistics.fmean(map(math.log, ratios))):.3g}")
@@ -252,7 +271,8 @@ def gains(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         cases = [result for result in results if result["operation"] == operation and "torch" in result["speed"]]
         if not cases:
             continue
-        gain = found[operation] = {"speed": mean([case["speed"]["torch"] for case in cases])}
+        speeds = [case["speed"] for case in cases]
+        gain = found[operation] = {"speed": mean([min(s["torch"], s.get("torch" + EAGER, math.inf)) for s in speeds])}
         if memory := [case["memory"] for case in cases if "memory" in case]:
             gain["memory"] = mean(memory)
         if both := [case["speed"] for case in cases if "apex" in case["speed"]]:

@@ -16,7 +16,8 @@ def main() -> int:
     try:
         if wanted is not None:
             return build_libraries(wanted or [name for name in build.FOR_RUNS if build.missing(name) is None])
-        print("\n".join([*overview.libraries(), "", *overview.backends()]))
+        backends = overview.backends()  # first: it builds what is missing
+        print("\n".join([*overview.libraries(), "", *backends]))
     except dispatch.BackendError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

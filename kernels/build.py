@@ -40,6 +40,7 @@ FAST = ("-ffast-math", "-fno-finite-math-only")
 EXACT = {"cpu/optimizer.cpp": ("-fno-math-errno", "-fno-trapping-math")}  # fast roots of tiny numbers are NaN
 HOST_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 BUILT = "built"  # a folder of the package that an installation fills
+MARK = "sources.sha256"  # beside a library: of its sources alone, for where there is no compiler
 FOR_RUNS = ("cpu", "cuda")  # the emulator is for tests
 LOCK_SECONDS = 600.0  # several times what a build takes
 
@@ -227,6 +228,13 @@ def object_digest(command: Command, folders: Sequence[str]) -> str:
     return _hash(command.source, *contents, *map(_shown, command.arguments), _version(command.arguments[0]))
 
 
+def sources_digest(name: str) -> str:
+    """What a library depends on where there is no compiler to ask: all its sources."""
+    places = {"cpu": ("cpu",), "cuda": ("cuda",), "emulator": ("cuda", "emulator")}[name]
+    paths = sorted(path for folder in ("common", "torch", *places) for path in (SOURCES / folder).glob("*.*"))
+    return _hash(*(part for path in paths for part in (path.name, path.read_bytes())))
+
+
 def _hash(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
@@ -257,10 +265,16 @@ def find(name: str) -> Path | None:
     try:
         wanted = library(name)
     except BuildError:  # an installation may have brought it along
+        sources = sources_digest(name)
         found = sorted((SOURCES.parent / BUILT).glob(f"{name}-*/libkernels_{name}.so"))
-        return found[-1] if found else None
+        return next((path for path in found if _made_of(path.parent, sources)), None)
     inside = f"{name}-{digest(wanted)}/{wanted.file}"
     return next((folder / inside for folder in folders() if (folder / inside).is_file()), None)
+
+
+def _made_of(folder: Path, sources: str) -> bool:
+    mark = folder / MARK
+    return mark.is_file() and mark.read_text(encoding="utf-8").strip() == sources
 
 
 def build(name: str) -> Path:
@@ -347,6 +361,7 @@ def _build_into(folder: Path, wanted: Library) -> Path:
         said = run_compiler([wanted.link[0], *map(str, objects), *wanted.link[1:], "-o", wanted.file], temporary)
         logs = [each.with_suffix(".log").read_text(encoding="utf-8") for each in objects]
         (temporary / "build.log").write_text("".join([*logs, said]), encoding="utf-8")
+        (temporary / MARK).write_text(sources_digest(wanted.name) + "\n", encoding="utf-8")
         with contextlib.suppress(OSError):  # another process was first
             temporary.rename(folder)
     finally:

@@ -127,7 +127,7 @@ def adamw(
         reference.adamw(gradients, weights, first, second, copies, factor, **options)
         return
     load(backend).adamw(gradients, weights, first, second, copies, factor, rate, *betas, eps, decay, step)
-    torch.autograd.graph.increment_version(weights)
+    torch.autograd.graph.increment_version([*weights, *first, *second, *copies])
 
 
 @torch.no_grad()
@@ -192,6 +192,7 @@ def lamb_moments(
         partial,
         out,
     )
+    torch.autograd.graph.increment_version([*first, *second])
     return out
 
 
@@ -275,6 +276,14 @@ def _partial(sizes: Sequence[int], out: Tensor, sums: int = 1) -> Tensor:
     return out.new_empty(sums * sum(size // CHUNK + 2 for size in sizes))
 
 
+def loss_of(closure: Callable[[], float] | None) -> float | None:
+    """What the closure of an optimizer's step returns, with gradients enabled; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class AdamW(torch.optim.Optimizer):
     """AdamW (arXiv:1711.05101) whose state is that of ``torch.optim.AdamW``, and whose step can also clip.
 
@@ -295,8 +304,9 @@ class AdamW(torch.optim.Optimizer):
         self.factor: Tensor | None = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take a step on all parameters that have a gradient."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step on all parameters that have a gradient; the loss of a closure, which makes them first."""
+        loss = loss_of(closure)
         for group in self.param_groups:
             for count, parameters in self._by_count(group["params"]).items():
                 states = [self.state[parameter] for parameter in parameters]
@@ -312,6 +322,7 @@ class AdamW(torch.optim.Optimizer):
                     step=count,
                     factor=self.factor,
                 )
+        return loss
 
     def _by_count(self, parameters: Sequence[Tensor]) -> dict[int, list[Tensor]]:
         """Count the step of those that have a gradient; parameters by their count."""

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from engine.optim.whole import adam_direction, apply_update, moment, next_step
+from kernels.optimizer import loss_of
 
 
 class ElementwiseOptimizer(torch.optim.Optimizer, ABC):
     """Steps on each key that has a gradient."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take a step."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step; the loss of a closure, which makes the gradients first."""
+        loss = loss_of(closure)
         for group in self.param_groups:
             for key in group["params"]:
                 if key.grad is not None:
                     apply_update(key, self.direction(self.state[key], key, group), group)
+        return loss
 
     @abstractmethod
     def direction(self, state: dict[str, Any], key: Tensor, group: dict[str, Any]) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.fragments import all_keys, fragments, is_replicated
+from kernels.optimizer import loss_of
 
 Work = list[tuple[dict[str, Any], Tensor]]  # keys with gradients, each with its group
 
@@ -90,20 +91,22 @@ class WholeParameterOptimizer(torch.optim.Optimizer, ABC):
         return total.to(tensor.device)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take a step on the keys that have a gradient.
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step on the keys that have a gradient; the loss of a closure, which makes them first.
 
         Raises:
             RuntimeError: if it was not bound. DeepSpeed's own step on zero gradients at the start does nothing.
         """
+        loss = loss_of(closure)
         work: Work = [(group, key) for group in self.param_groups for key in group["params"] if key.grad is not None]
         if not self.pieces:
             if any(key.grad is not None and bool(key.grad.any()) for _, key in work):
                 raise RuntimeError(f"{type(self).__name__} must be bound to the DeepSpeed engine before it steps")
-            return
+            return loss
         for part in self.parts(work):
             if part:
                 self.update(part)
+        return loss
 
     def parts(self, work: Work) -> list[Work]:
         """What to step on at once: where ranks need not talk, one key after the other, which takes less memory."""

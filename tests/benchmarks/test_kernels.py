@@ -71,6 +71,15 @@ def test_the_share_of_a_copy_is_of_as_many_bytes():
     assert sum(tensor.numel() for tensor in benchmark.copy_of(1 << 24, "cpu")()) == 1 << 23
 
 
+def test_the_worse_of_the_ratios_with_and_without_a_graph_counts():
+    case = next(iter(dropout_add_cases(Setting("cpu", 4, 8, torch.float32))))
+    times = {"kernels": [2.0], "torch": [4.0], "copy": [1.0], "kernels eager": [10.0], "torch eager": [8.0]}
+    figures = benchmark._figures(case, times)
+    assert figures["speed"] == {"torch": 2.0, "torch eager": 0.8}
+    assert set(figures["share_of_copy"]) == {"kernels", "torch"}
+    assert benchmark.gains([{"operation": "norm", **figures}]) == {"norm": {"speed": 0.8}}
+
+
 def test_time_that_is_over(capsys):
     assert benchmark.main([*SMALL, "--operations", "norm", "--limit", "-1"]) == 0
     assert "stopped after -1 s; not run: norm 24 x 32 and later" in capsys.readouterr().out

@@ -122,6 +122,23 @@ def test_what_is_missing_is_named(monkeypatch):
         build.library("emulator")
 
 
+@needs["cpu"]
+def test_without_a_compiler_only_a_library_of_these_sources_is_taken(tiny, monkeypatch):
+    monkeypatch.setenv("KERNELS_BUILD_FOLDER", str(tiny.parent / build.BUILT))
+    made = build.build("cpu")
+
+    def nothing(name: str) -> build.Library:
+        raise build.BuildError("there is no compiler")
+
+    monkeypatch.setattr(build, "library", nothing)
+    assert build.find("cpu") == made
+    (tiny / "cpu" / "tiny.cpp").write_text(TINY.replace("42", "43"))
+    assert build.find("cpu") is None
+    (tiny / "cpu" / "tiny.cpp").write_text(TINY)
+    (made.parent / build.MARK).unlink()  # of a version that left none
+    assert build.find("cpu") is None
+
+
 @needs["emulator"]
 def test_processes_that_start_together_build_once(tmp_path):
     env = {**os.environ, "KERNELS_BUILD_FOLDER": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}

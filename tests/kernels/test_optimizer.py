@@ -338,6 +338,34 @@ def test_factor_stands_for_scaled_gradients(use):
     assert all(map(torch.equal, parameters_of(ours), parameters_of(scaled)))
 
 
+def test_a_closure_makes_the_gradients(use):
+    use("cpu")
+    ours, theirs = (kind(parameters(), lr=0.01) for kind in (AdamW, torch.optim.AdamW))
+    for optimizer in (ours, theirs):
+
+        def closure(optimizer: torch.optim.Optimizer = optimizer) -> float:
+            loss = sum(parameter.square().sum() for parameter in parameters_of(optimizer))
+            loss.backward()
+            return float(loss.detach())
+
+        assert optimizer.step(closure) > 0
+    for a, b in zip(parameters_of(ours), parameters_of(theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", CUDA])
+def test_autograd_sees_that_tensors_changed(backend, use):
+    use(backend)
+    made = lists([(5,)], backend)
+    copies = [made["weights"][0].half()]
+    before = [tensor._version for name in ("weights", "first", "second") for tensor in made[name]]
+    adamw(**made, **OPTIONS, step=1, copies=copies)
+    options = {name: value for name, value in OPTIONS.items() if name != "rate"}
+    lamb_moments(**made, pieces=[(0, 0, 5)], **options, step=2)
+    after = [tensor._version for name in ("weights", "first", "second") for tensor in made[name]]
+    assert all(new > old for new, old in zip(after, before, strict=True)) and copies[0]._version > 0
+
+
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

@@ -11,11 +11,8 @@ int choose() {
 #if defined(__x86_64__)
   const char* text = std::getenv("KERNELS_CPU_LEVEL");
   const int highest = text != nullptr && std::strlen(text) == 2 && text[0] == 'v' ? text[1] - '0' : 4;
-  if (highest >= 4 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return 4;
-  }
-  if (highest >= 3 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 3;
+  if (highest >= 4 && __builtin_cpu_supports("x86-64-v4")) return 4;
+  if (highest >= 3 && __builtin_cpu_supports("x86-64-v3")) return 3;
   return 2;
 #else
   return 0;
