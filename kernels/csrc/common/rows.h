@@ -58,6 +58,62 @@ __device__ __forceinline__ float row_sum(float value, float* shared) {
   return value;
 }
 
+// A row of a norm, as its gradient needs it.
+struct NormRow {
+  const void* weight;  // [width]
+  Type parameter;
+  int64_t width;
+  bool centred;  // else the row keeps its mean
+  float mean, rstd;
+};
+
+// Sums of one block over its rows, for the norm's parameters.
+template <class S>
+struct ParameterSums {
+  float weight[S::kPacks][kPack] = {};
+  float shift[S::kPacks][kPack] = {};
+};
+
+// The gradient of a row, whose parameter gradients are added to `sums`. read(pack, dy, z) gives what reaches the norm
+// and what it normalised; write(j, pack, gradient) takes the gradient of that, the thread's pack j.
+template <class S, class Read, class Write>
+__device__ __forceinline__ void norm_gradient(const NormRow& row, int lane, float* shared, ParameterSums<S>& sums,
+                                              Read read, Write write) {
+  const int64_t packs = row.width / kPack;
+  float scaled[S::kPacks][kPack];      // dy * weight
+  float normalized[S::kPacks][kPack];  // (z - mean) * rstd
+  float sum = 0.0f, product = 0.0f;
+#pragma unroll
+  for (int j = 0; j < S::kPacks; ++j) {
+    const int64_t pack = lane + j * S::kThreads;
+    if (pack >= packs) continue;
+    float weight[kPack];
+    read(pack, scaled[j], normalized[j]);
+    load_parameter(row.weight, row.parameter, pack, weight);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      const float dy = scaled[j][i];
+      normalized[j][i] = (normalized[j][i] - row.mean) * row.rstd;
+      sums.weight[j][i] += dy * normalized[j][i];
+      sums.shift[j][i] += dy;
+      scaled[j][i] = dy * weight[i];
+      sum += scaled[j][i];
+      product += scaled[j][i] * normalized[j][i];
+    }
+  }
+  sum = row.centred ? row_sum<S::kThreads>(sum, shared) / row.width : 0.0f;
+  product = row_sum<S::kThreads>(product, shared) / row.width;
+#pragma unroll
+  for (int j = 0; j < S::kPacks; ++j) {
+    const int64_t pack = lane + j * S::kThreads;
+    if (pack >= packs) continue;
+    float gradient[kPack];
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) gradient[i] = (scaled[j][i] - sum - normalized[j][i] * product) * row.rstd;
+    write(j, pack, gradient);
+  }
+}
+
 // Adds the sums of the rows of a block, one after the other, and writes them to `out`, a row of `packs` packs.
 template <class S>
 __device__ __forceinline__ void write_sums(float* out, int64_t packs, int lane,

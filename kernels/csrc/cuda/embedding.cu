@@ -102,52 +102,21 @@ __global__ void __launch_bounds__(S::kBlock)
   }
 }
 
-// Sums of one block over its rows.
-template <class S>
-struct ColumnSums {
-  float weight[S::kPacks][kPack] = {};
-  float shift[S::kPacks][kPack] = {};
-};
-
 template <class T, class S>
 __device__ __forceinline__ void backward_row(const EmbeddingBackward& args, int64_t row, int lane, float* shared,
-                                             ColumnSums<S>& sums) {
-  const int64_t packs = args.width / kPack;
+                                             ParameterSums<S>& sums) {
+  const int64_t packs = args.width / kPack, first = row * packs;
   const Ids ids(args.from, row);
-  const float mean = args.mean[row], rstd = args.rstd[row];
-  float scaled[S::kPacks][kPack];      // dy * weight
-  float normalized[S::kPacks][kPack];  // (z - mean) * rstd
-  float sum = 0.0f, product = 0.0f;
-#pragma unroll
-  for (int j = 0; j < S::kPacks; ++j) {
-    const int64_t pack = lane + j * S::kThreads;
-    if (pack >= packs) continue;
-    float weight[kPack];
-    load(static_cast<const T*>(args.dy), row * packs + pack, scaled[j]);
-    if (args.dropout.threshold != 0) drop(scaled[j], args.dropout, row, pack);
-    sum_of_tables<T>(args.from, ids, packs, pack, normalized[j]);
-    load_parameter(args.weight, args.parameter, pack, weight);
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) {
-      const float dy = scaled[j][i];
-      normalized[j][i] = (normalized[j][i] - mean) * rstd;
-      sums.weight[j][i] += dy * normalized[j][i];
-      sums.shift[j][i] += dy;
-      scaled[j][i] = dy * weight[i];
-      sum += scaled[j][i];
-      product += scaled[j][i] * normalized[j][i];
-    }
-  }
-  sum = row_sum<S::kThreads>(sum, shared) / args.width;
-  product = row_sum<S::kThreads>(product, shared) / args.width;
-#pragma unroll
-  for (int j = 0; j < S::kPacks; ++j) {
-    const int64_t pack = lane + j * S::kThreads;
-    if (pack >= packs) continue;
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) scaled[j][i] = (scaled[j][i] - sum - normalized[j][i] * product) * rstd;
-    store(static_cast<T*>(args.dz), row * packs + pack, scaled[j]);
-  }
+  const NormRow norm{args.weight, args.parameter, args.width, true, args.mean[row], args.rstd[row]};
+  const auto read = [&](int64_t pack, float (&dy)[kPack], float (&z)[kPack]) {
+    load(static_cast<const T*>(args.dy), first + pack, dy);
+    if (args.dropout.threshold != 0) drop(dy, args.dropout, row, pack);
+    sum_of_tables<T>(args.from, ids, packs, pack, z);
+  };
+  const auto write = [&](int, int64_t pack, float (&gradient)[kPack]) {
+    store(static_cast<T*>(args.dz), first + pack, gradient);
+  };
+  norm_gradient<S>(norm, lane, shared, sums, read, write);
 }
 
 template <class T, class S>
@@ -157,7 +126,7 @@ __global__ void __launch_bounds__(S::kBlock)
   __shared__ float columns[S::kThreads == kWarp ? kNarrowWidth : 1];
   const int lane = threadIdx.x % S::kThreads;
   const int rows_per_block = blockDim.x / S::kThreads;
-  ColumnSums<S> sums;
+  ParameterSums<S> sums;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / S::kThreads;
        row < args.count; row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
     backward_row<T, S>(args, row, lane, shared, sums);

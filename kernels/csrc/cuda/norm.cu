@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(S::kBlock)
       if (args.z != nullptr) {
         store(static_cast<In*>(args.z), at, values);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) values[i] = to_float(from_float<In>(values[i]));  // as the backward pass sees it
+        for (int i = 0; i < kPack; ++i) values[i] = to_float(from_float<In>(values[i]));  // as backward sees it
       }
 #pragma unroll
       for (int i = 0; i < kPack; ++i) total += values[i];
@@ -75,65 +75,34 @@ __global__ void __launch_bounds__(S::kBlock)
   }
 }
 
-// Sums of one block over its rows.
 template <class S>
-struct ColumnSums {
-  float weight[S::kPacks][kPack] = {};
-  float shift[S::kPacks][kPack] = {};
-  float bias[S::kPacks][kPack] = {};
-};
+using BiasSums = float[S::kPacks][kPack];
 
 template <class In, class Out, class S>
 __device__ __forceinline__ void backward_row(const NormBackward& args, int64_t row, int lane, float* shared,
-                                             ColumnSums<S>& sums) {
-  const int64_t packs = args.width / kPack;
-  const float mean = args.mean == nullptr ? 0.0f : args.mean[row];
-  const float rstd = args.rstd[row];
-  float scaled[S::kPacks][kPack];      // dy * weight
-  float normalized[S::kPacks][kPack];  // (z - mean) * rstd
-  float sum = 0.0f, product = 0.0f;
-#pragma unroll
-  for (int j = 0; j < S::kPacks; ++j) {
-    const int64_t pack = lane + j * S::kThreads;
-    if (pack >= packs) continue;
-    float weight[kPack];
-    load(static_cast<const Out*>(args.dy), row * packs + pack, scaled[j]);
-    load(static_cast<const In*>(args.z), row * packs + pack, normalized[j]);
-    load_parameter(args.weight, args.parameter, pack, weight);
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) {
-      const float dy = scaled[j][i];
-      normalized[j][i] = (normalized[j][i] - mean) * rstd;
-      sums.weight[j][i] += dy * normalized[j][i];
-      sums.shift[j][i] += dy;
-      scaled[j][i] = dy * weight[i];
-      sum += scaled[j][i];
-      product += scaled[j][i] * normalized[j][i];
-    }
-  }
-  sum = args.mean == nullptr ? 0.0f : row_sum<S::kThreads>(sum, shared) / args.width;
-  product = row_sum<S::kThreads>(product, shared) / args.width;
-#pragma unroll
-  for (int j = 0; j < S::kPacks; ++j) {
-    const int64_t pack = lane + j * S::kThreads;
-    if (pack >= packs) continue;
-    const int64_t at = row * packs + pack;
-    float gradient[kPack];
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) gradient[i] = (scaled[j][i] - sum - normalized[j][i] * product) * rstd;
+                                             ParameterSums<S>& sums, BiasSums<S>& bias) {
+  const int64_t first = row * (args.width / kPack);
+  const bool centred = args.mean != nullptr;
+  const NormRow norm{args.weight, args.parameter, args.width, centred, centred ? args.mean[row] : 0.0f, args.rstd[row]};
+  const auto read = [&](int64_t pack, float (&dy)[kPack], float (&z)[kPack]) {
+    load(static_cast<const Out*>(args.dy), first + pack, dy);
+    load(static_cast<const In*>(args.z), first + pack, z);
+  };
+  const auto write = [&](int j, int64_t pack, float (&gradient)[kPack]) {
     if (args.dz != nullptr) {
       float dz[kPack];
-      load(static_cast<const In*>(args.dz), at, dz);
+      load(static_cast<const In*>(args.dz), first + pack, dz);
 #pragma unroll
       for (int i = 0; i < kPack; ++i) gradient[i] += dz[i];
     }
-    if (args.dresidual != nullptr) store(static_cast<In*>(args.dresidual), at, gradient);
+    if (args.dresidual != nullptr) store(static_cast<In*>(args.dresidual), first + pack, gradient);
     if (args.dropout.threshold != 0) drop(gradient, args.dropout, row, pack);
-    store(static_cast<In*>(args.dx), at, gradient);
-    if (args.dbias == nullptr) continue;
+    store(static_cast<In*>(args.dx), first + pack, gradient);
+    if (args.dbias == nullptr) return;
 #pragma unroll
-    for (int i = 0; i < kPack; ++i) sums.bias[j][i] += gradient[i];
-  }
+    for (int i = 0; i < kPack; ++i) bias[j][i] += gradient[i];
+  };
+  norm_gradient<S>(norm, lane, shared, sums, read, write);
 }
 
 template <class In, class Out, class S>
@@ -143,16 +112,17 @@ __global__ void __launch_bounds__(S::kBlock)
   __shared__ float columns[S::kThreads == kWarp ? kNarrowWidth : 1];
   const int lane = threadIdx.x % S::kThreads;
   const int rows_per_block = blockDim.x / S::kThreads;
-  ColumnSums<S> sums;
+  ParameterSums<S> sums;
+  BiasSums<S> bias = {};
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / S::kThreads; row < args.rows;
        row += static_cast<int64_t>(gridDim.x) * rows_per_block) {
-    backward_row<In, Out, S>(args, row, lane, shared, sums);
+    backward_row<In, Out, S>(args, row, lane, shared, sums, bias);
   }
   const int64_t packs = args.width / kPack;
   float* out = args.partial + static_cast<int64_t>(blockIdx.x) * 3 * args.width;
   write_sums<S>(out, packs, lane, sums.weight, columns);
   if (args.dshift != nullptr) write_sums<S>(out + args.width, packs, lane, sums.shift, columns);
-  if (args.dbias != nullptr) write_sums<S>(out + 2 * args.width, packs, lane, sums.bias, columns);
+  if (args.dbias != nullptr) write_sums<S>(out + 2 * args.width, packs, lane, bias, columns);
 }
 
 __global__ void __launch_bounds__(kReduceThreads) norm_reduce(const NormBackward args) {
