@@ -27,6 +27,7 @@ BACKENDS = ("auto", "reference", "cpu", "cuda", "emulator", "apex")
 IN_TURN = {"cpu": ("cpu",), "cuda": ("cuda", "apex")}  # what auto tries on a device, before the reference
 DEVICE_OF = {"cpu": "cpu", "emulator": "cpu", "cuda": "cuda", "apex": "cuda"}
 MEASURED = Path(__file__).resolve().parent / "measured.json"
+CAPABILITY = (8, 0)  # the first of build.CUDA_ARCHITECTURES
 ABOUT_AS_FAST, HALF_THE_MEMORY = 0.9, 0.5
 _log = logging.getLogger("kernels")
 
@@ -173,6 +174,10 @@ def unavailable(name: str) -> str | None:
     """
     if DEVICE_OF[name] == "cuda" and not torch.cuda.is_available():
         return "but torch sees no CUDA device"
+    if name == "cuda" and (found := torch.cuda.get_device_capability()) < CAPABILITY:
+        return "but {} has compute capability {}.{}; it must be {}.{} at least".format(
+            torch.cuda.get_device_name(), *found, *CAPABILITY
+        )
     if name == "apex":
         return apex.norms_missing()
     try:

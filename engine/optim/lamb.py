@@ -39,6 +39,7 @@ class Lamb(WholeParameterOptimizer):
         self.trust_clamp = trust_clamp or (0.0, math.inf)
         self.factor: Tensor | None = None
         self._kernels = kernels
+        self._indices: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
     def parts(self, work: Work) -> list[Work]:
         """Our kernels, which keep no updates, step on all keys at once."""
@@ -88,9 +89,7 @@ class Lamb(WholeParameterOptimizer):
                 adamw(gradients, *kept, rate=alike.group["lr"], factor=self.factor, **alike.options)
                 continue
             pieces = [(i, p.key_offset, p.size) for i, key in enumerate(alike.keys) for p in self.pieces[key]]
-            numbers = torch.tensor(
-                [p.parameter for key in alike.keys for p in self.pieces[key]], dtype=torch.long, device=squares.device
-            )
+            numbers = self._numbers([p.parameter for key in alike.keys for p in self.pieces[key]], squares.device)
             sums = lamb_moments(gradients, *kept, pieces, factor=self.factor, **alike.options)
             squares.index_add_(1, numbers, sums.T)
             trusted.append((alike, pieces, numbers))
@@ -100,6 +99,14 @@ class Lamb(WholeParameterOptimizer):
         for alike, pieces, numbers in trusted:
             kept = (alike.keys, alike.first, alike.second)
             lamb_step(*kept, pieces, ratios[numbers], rate=alike.group["lr"], **alike.options)
+
+    def _numbers(self, parameters: list[int], device: torch.device) -> Tensor:
+        """Indices of parameters on a device: made once, since a copy from the host waits."""
+        known = self._indices.get((tuple(parameters), device))
+        if known is None:
+            known = torch.tensor(parameters, dtype=torch.long, device=device)
+            self._indices[tuple(parameters), device] = known
+        return known
 
     def _alike(self, work: Work) -> list[Alike]:
         """Count the step of all keys; those that are alike together."""

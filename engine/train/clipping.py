@@ -47,7 +47,8 @@ def clip(
 def _factor(norm: Tensor | float, limit: float, scale: float) -> Tensor | None:
     """What gradients are multiplied by, [1] float32 (DeepSpeed's norms are fp64); None: nothing."""
     if limit <= 0:
-        return None if scale == 1 else torch.tensor([1.0 / scale])
+        device = norm.device if isinstance(norm, Tensor) else None  # filled there, the host waits for nothing
+        return None if scale == 1 else torch.full((1,), 1.0 / scale, device=device)
     return (limit / (torch.as_tensor(norm).reshape(1) / scale + CLIP_EPS)).float().clamp(max=1.0) / scale
 
 

@@ -149,6 +149,11 @@ def test_backends_that_cannot_run_here(monkeypatch):
     dispatch.unavailable.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert dispatch.unavailable("cuda") == dispatch.unavailable("apex") == "but torch sees no CUDA device"
+    dispatch.unavailable.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: DEVICE)
+    assert dispatch.unavailable("cuda") == f"but {DEVICE} has compute capability 7.5; it must be 8.0 at least"
     monkeypatch.setattr(build, "build", lambda name: (_ for _ in ()).throw(build.BuildError("no compiler")))
     dispatch.load.cache_clear()
     assert dispatch.unavailable("cpu") == "but no compiler"

@@ -1,13 +1,15 @@
 // CUDA as our kernels use it: by nvcc for GPUs, by a host compiler with the emulator for tests without one.
 #pragma once
 
+#include <cstdio>
+
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define KERNELS_LAUNCH(kernel, grid, block, shared, stream, ...) \
   kernel<<<(grid), (block), (shared), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
-#define KERNELS_LAUNCH_STATUS() (cudaGetLastError() == cudaSuccess ? kOk : kLaunchFailed)
+#define KERNELS_LAUNCH_STATUS() kernels::launch_status()
 #else
 #include "../emulator/cuda_emulator.h"
 #endif
@@ -18,6 +20,16 @@
 #include "philox.h"
 
 namespace kernels {
+
+#if defined(__CUDACC__)
+// Whether the last launch was taken; what CUDA says of one that was not.
+inline int32_t launch_status() {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return kOk;
+  std::fprintf(stderr, "kernels: a launch failed: %s (%s)\n", cudaGetErrorName(error), cudaGetErrorString(error));
+  return kLaunchFailed;
+}
+#endif
 
 constexpr int kWarp = 32;
 constexpr int kPack = kDraws;  // elements that a thread loads at once, and that share a Philox call

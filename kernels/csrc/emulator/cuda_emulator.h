@@ -5,7 +5,7 @@
 // spread over OpenMP threads; __shared__ variables are `static thread_local`. KERNELS_SCHEDULE chooses the order in
 // which threads run: 0 forwards, 1 backwards, above 1 shuffled by that seed. Results must not depend on it.
 //
-// Not covered: time, registers, bank conflicts, and how other warps see memory without a barrier.
+// Not covered: what shared memory begins with (it holds what the block before left, or zeros), time, registers, bank conflicts, and how other warps see memory without a barrier.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -71,7 +71,6 @@ struct Block {
   const void* scheduler_stack_bottom = nullptr;
   size_t scheduler_stack_size = 0;
   const std::function<void()>* kernel = nullptr;
-  std::vector<char> shared;
 
   Fiber& fiber() { return fibers[current]; }
   Warp& warp() { return warps[current / kWarpSize]; }
@@ -218,7 +217,6 @@ inline void run_block(uint32_t schedule, const std::function<void()>& kernel) {
     block->warps[w].live = std::min(kWarpSize, threads - static_cast<int>(w) * kWarpSize);
   }
   prepare_fibers(threads);
-  std::fill(block->shared.begin(), block->shared.end(), '\xff');  // NaN: shared memory begins with anything
   std::vector<int> order(threads);
   for (int i = 0; i < threads; ++i) order[i] = schedule == 1 ? threads - 1 - i : i;
   uint32_t state = schedule * 2654435761u + block->index.x;
@@ -245,7 +243,7 @@ inline void run_block(uint32_t schedule, const std::function<void()>& kernel) {
 }
 
 template <class Kernel>
-void launch(dim3 grid, dim3 size, size_t shared_bytes, Kernel kernel) {
+void launch(dim3 grid, dim3 size, Kernel kernel) {
   const std::function<void()> body = kernel;
   const int64_t blocks = static_cast<int64_t>(grid.x) * grid.y * grid.z;
   const uint32_t order = schedule();
@@ -255,7 +253,6 @@ void launch(dim3 grid, dim3 size, size_t shared_bytes, Kernel kernel) {
     block = &own;
     own.grid = grid;
     own.size = size;
-    own.shared.resize(shared_bytes);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < blocks; ++i) {
       own.index = uint3{static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
@@ -290,7 +287,7 @@ T shuffle(T value, int source) {
 #define blockDim (emulator::block->size)
 #define gridDim (emulator::block->grid)
 #define KERNELS_LAUNCH(kernel, grid, size, shared, stream, ...) \
-  ((void)(stream), emulator::launch((grid), (size), (shared), [=] { kernel(__VA_ARGS__); }))
+  ((void)(shared), (void)(stream), emulator::launch((grid), (size), [=] { kernel(__VA_ARGS__); }))
 #define KERNELS_LAUNCH_STATUS() kOk
 
 inline void __syncthreads() { emulator::block_barrier(); }
