@@ -284,13 +284,18 @@ def loss_of(closure: Callable[[], float] | None) -> float | None:
         return closure()
 
 
-class AdamW(torch.optim.Optimizer):
-    """AdamW (arXiv:1711.05101) whose state is that of ``torch.optim.AdamW``, and whose step can also clip.
+class TakesFactor:
+    """An optimizer that multiplies the gradients of its next step by a factor.
 
     Attributes:
-        factor: [1] float32 that the gradients of the next ``step`` are multiplied by; None: 1. Whoever sets it takes
-            it back.
+        factor: [1] float32, on any device; None: 1. Whoever sets it takes it back.
     """
+
+    factor: Tensor | None = None
+
+
+class AdamW(TakesFactor, torch.optim.Optimizer):
+    """AdamW (arXiv:1711.05101) whose state is that of ``torch.optim.AdamW``, and whose step can also clip."""
 
     def __init__(
         self,
@@ -301,7 +306,6 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.factor: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

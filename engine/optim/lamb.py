@@ -12,17 +12,14 @@ from torch import Tensor
 
 from engine.optim.whole import WholeParameterOptimizer, Work, adam_direction, apply_update, moment, next_step
 from kernels.dispatch import has_kernel
-from kernels.optimizer import LAMB, Piece, adamw, lamb_moments, lamb_step
+from kernels.optimizer import LAMB, Piece, TakesFactor, adamw, lamb_moments, lamb_step
 
 
-class Lamb(WholeParameterOptimizer):
+class Lamb(TakesFactor, WholeParameterOptimizer):
     """Adam's bias-corrected direction u plus decay * w, at the rate lr * |w| / |u| of each parameter.
 
     Groups whose ``rule`` is ``adamw`` (biases and norms) have no trust ratio. Two numbers of each parameter are summed
     over the ranks in each call.
-
-    Attributes:
-        factor: [1] that the gradients of the next step are multiplied by; None: 1.
     """
 
     def __init__(
@@ -37,7 +34,6 @@ class Lamb(WholeParameterOptimizer):
         """See ``OptimizerConfig``; ``kernels``: whether ours may run, where they were measured ahead."""
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "rule": "trust"})
         self.trust_clamp = trust_clamp or (0.0, math.inf)
-        self.factor: Tensor | None = None
         self._kernels = kernels
         self._indices: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint.fragments import BF16, ZERO3, ZERO12, layout_of
 from kernels.dispatch import has_kernel
-from kernels.optimizer import CLIP_EPS, GRADIENT_NORM, squared_norm
-
-
-def takes_factor(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer multiplies gradients by its ``factor``, [1] float32, where that is not None."""
-    return hasattr(optimizer, "factor")
+from kernels.optimizer import CLIP_EPS, GRADIENT_NORM, TakesFactor, squared_norm
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -38,8 +33,8 @@ def clip(
         scale: of the loss.
     """
     factor = _factor(norm, limit, scale)
-    if takes_factor(optimizer):
-        vars(optimizer)["factor"] = factor
+    if isinstance(optimizer, TakesFactor):
+        optimizer.factor = factor
     elif factor is not None:
         torch._foreach_mul_(list(gradients), factor.reshape(()))
 
@@ -55,18 +50,18 @@ def _factor(norm: Tensor | float, limit: float, scale: float) -> Tensor | None:
 def hand_over_factors(engine: Any, optimizer: torch.optim.Optimizer) -> None:
     """Have DeepSpeed's wrapper of ZeRO 1 to 3 give the optimizer the factor that it would multiply gradients by."""
     layout, wrapper = layout_of(engine), engine.optimizer
-    if not takes_factor(optimizer):
+    if not isinstance(optimizer, TakesFactor):
         return
     if layout in (ZERO12, ZERO3):
 
         def unscale_and_clip_grads(which: Any, norm: Tensor) -> None:
-            vars(optimizer)["factor"] = _factor(norm, wrapper.clip_grad, float(wrapper.loss_scale))
+            optimizer.factor = _factor(norm, wrapper.clip_grad, float(wrapper.loss_scale))
 
         wrapper.unscale_and_clip_grads = unscale_and_clip_grads
     elif layout == BF16:
         limit, wrapper.clip_grad = wrapper.clip_grad, 0.0
 
-        def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            vars(optimizer)["factor"] = _factor(wrapper._global_grad_norm, limit, 1.0)
+        def before_step(_: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            optimizer.factor = _factor(wrapper._global_grad_norm, limit, 1.0)
 
         optimizer.register_step_pre_hook(before_step)
