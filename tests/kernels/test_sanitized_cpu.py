@@ -57,7 +57,11 @@ def test_sanitizers_find_nothing(compile_one, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("number = x > kLowest ? x : kLowest", "number = bounded", "outside the range of representable values"),
+        (
+            "power_of_whole(n)",
+            "static_cast<float>(static_cast<int32_t>(n))",
+            "outside the range of representable values",
+        ),
         ("gradient[label] = from_float<T>((values", "gradient[50 * width] = from_float<T>((values", "buffer-overflow"),
     ],
     ids=["cast", "write"],

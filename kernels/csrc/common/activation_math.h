@@ -6,9 +6,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
-#include "philox.h"
+#include "whole.h"
 
 namespace kernels {
 
@@ -25,8 +24,7 @@ KERNELS_HD float power_of_two(float x) {
 #if defined(__CUDA_ARCH__)
   return x < -126.5f ? 0.0f : exp2f(x);
 #else
-  const float number = x > -127.0f ? x : -127.0f;  // of a NaN too, which no integer stands for
-  const float whole = __builtin_rintf(number), part = x - whole;
+  const float whole = __builtin_rintf(x), part = x - whole;
   // minimax in [-1/2, 1/2], relative error 1e-7
   float power = 0.00132764698f;
   power = power * part + 0.00967554197f;
@@ -34,10 +32,7 @@ KERNELS_HD float power_of_two(float x) {
   power = power * part + 0.240221197f;
   power = power * part + 0.693146967f;
   power = power * part + 1.0f;
-  const uint32_t exponent = static_cast<uint32_t>(static_cast<int32_t>(whole) + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &exponent, sizeof(scale));
-  return power * scale;
+  return power * power_of_whole(whole);
 #endif
 }
 

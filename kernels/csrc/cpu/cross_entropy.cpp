@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "../common/whole.h"
 #include "numbers.h"
 
 namespace kernels {
@@ -16,8 +17,7 @@ constexpr float kLowest = -87.3f;  // below, e^x is no normal number
 // e^x for x <= 0, 0 below kLowest: the polynomial of Cephes' expf (Moshier), 2 units in the last place.
 inline float exponential(float x) {
   const float bounded = x < kLowest ? kLowest : x;  // a NaN stays one
-  const float number = x > kLowest ? x : kLowest;   // of a NaN too, which no integer stands for
-  const float n = std::floor(number * 1.44269504f + 0.5f);
+  const float n = std::floor(bounded * 1.44269504f + 0.5f);
   const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -26,10 +26,7 @@ inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) * (1 << 23);
-  float power;
-  std::memcpy(&power, &bits, sizeof(power));
-  return x < kLowest ? 0.0f : p * power;
+  return x < kLowest ? 0.0f : p * power_of_whole(n);
 }
 
 // Whether a column is the first of the largest.

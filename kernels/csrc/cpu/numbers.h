@@ -35,8 +35,9 @@ template <>
 inline BFloat16 from_float<BFloat16>(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return BFloat16{static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+  const uint32_t up = 0x7fffu + ((bits >> 16) & 1u);
+  if (value != value) bits = 0x7fc00000u;
+  return BFloat16{static_cast<uint16_t>((bits + up) >> 16)};
 }
 
 // Room for floats, for as long as it lives.
