@@ -130,8 +130,22 @@ def norm_cases(setting: Setting) -> Iterator[Case]:
         # forward: x, residual in; sum, y out; backward: dy, sum in; dx and, with dropout, dresidual out
         moved = setting.bytes(4 * size, (4 if dropout else 3) * size)
         yield differentiable(setting, "norm", f"bias, dropout {dropout}, residual, norm", functions, leaves, moved)
+    if setting.dtype != torch.float32:
+        yield norm_alone(setting, "norm")
+
+
+def layer_norm_cases(setting: Setting) -> Iterator[Case]:
+    """LayerNorm alone in fp32."""
+    if setting.dtype == torch.float32:
+        yield norm_alone(setting, "layer_norm")
+
+
+def norm_alone(setting: Setting, operation: str) -> Case:
+    """A norm with nothing before it."""
+    width = setting.width
     functions = {"kernels": lambda x, weight, shift: norm(x, weight, shift)[0], **layer_norms(width)}
-    yield differentiable(setting, "norm", "norm alone", functions, [x, *vectors[:2]], setting.bytes(5 * size))
+    leaves = [setting.draw(setting.rows, width), setting.draw(width), setting.draw(width)]
+    return differentiable(setting, operation, "norm alone", functions, leaves, setting.bytes(5 * setting.rows * width))
 
 
 def layer_norms(width: int) -> dict[str, Callable[..., Tensor]]:
@@ -382,6 +396,7 @@ def foreach_lamb(
 
 CASES: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "norm": norm_cases,
+    "layer_norm": layer_norm_cases,
     "dropout_add": dropout_add_cases,
     "bias_gelu": activation_cases,
     "gated": gated_cases,

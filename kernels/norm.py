@@ -18,6 +18,7 @@ from kernels.tensors import packed, packed_or_none
 # R rows, W columns
 
 NORM = Operation("norm", {"cpu": cpu_limit, "cuda": row_limit, "emulator": row_limit, "apex": apex.norm_limit})
+LAYER_NORM = Operation("layer_norm", NORM.limits)  # an fp32 norm alone, which a torch CPU does well: measured by itself
 DROPOUT_ADD = Operation("dropout_add", {"cpu": cpu_limit, "cuda": pack_limit, "emulator": pack_limit})
 
 

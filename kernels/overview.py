@@ -9,10 +9,10 @@ from kernels.activation import BIAS_GELU, GATED
 from kernels.cross_entropy import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
 from kernels.dispatch import Operation
 from kernels.embedding import EMBEDDING
-from kernels.norm import DROPOUT_ADD, NORM
+from kernels.norm import DROPOUT_ADD, LAYER_NORM, NORM
 from kernels.optimizer import ADAMW, GRADIENT_NORM, LAMB
 
-OF_MODELS = (NORM, DROPOUT_ADD, BIAS_GELU, EMBEDDING, LINEAR_CROSS_ENTROPY)
+OF_MODELS = (NORM, LAYER_NORM, DROPOUT_ADD, BIAS_GELU, EMBEDDING, LINEAR_CROSS_ENTROPY)
 OPERATIONS = (*OF_MODELS, GATED, CROSS_ENTROPY, GRADIENT_NORM, ADAMW, LAMB)
 LIBRARIES = ("cpu", "cuda", "emulator")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.models.dropout import dropout, uses_kernel
 from kernels.activation import BIAS_GELU, bias_gelu
-from kernels.norm import NORM, norm
+from kernels.norm import LAYER_NORM, NORM, norm
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -65,7 +65,7 @@ class LayerNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise the last dimension: [..., D] to the same shape and dtype."""
         weight, bias = self.weight, self.bias
-        if uses_kernel(NORM, hidden.device, self.size):
+        if uses_kernel(LAYER_NORM if hidden.dtype == torch.float32 else NORM, hidden.device, self.size):
             return norm(hidden, weight, bias, eps=self.eps)[0]
         if hidden.device.type == "cpu" and hidden.dtype in (torch.bfloat16, torch.float16):
             # The CUDA kernel keeps its sums in fp32; the CPU kernel's gradients of weight and bias are 13 % off.
