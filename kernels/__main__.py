@@ -15,13 +15,22 @@ def main() -> int:
     wanted = parser.parse_args().build
     try:
         if wanted is not None:
-            return build_libraries(wanted or [name for name in build.FOR_RUNS if build.missing(name) is None])
+            return build_libraries(wanted or possible())
         backends = overview.backends()  # first: it builds what is missing
         print("\n".join([*overview.libraries(), "", *backends]))
     except dispatch.BackendError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def possible() -> list[str]:
+    """The libraries of a run that can be built here; says why others cannot."""
+    reasons = {name: build.missing(name) for name in build.FOR_RUNS}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"{name}: not built, {reason}", file=sys.stderr)
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def build_libraries(names: list[str]) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kernels.dispatch import Operation, choose, load
 from kernels.limits import cpu_limit, pack_limit, processors, row_blocks
 from kernels.reference import activation as reference
-from kernels.tensors import packed, packed_or_none
+from kernels.tensors import check_rows, packed, packed_or_none
 
 # R rows, W columns of the result, C columns of the input: W, or 2 W where gated
 
@@ -64,14 +64,15 @@ def gated(x: Tensor, bias: Tensor | None = None, kind: str = "gelu") -> Tensor:
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    _check_bias(x, bias)
     if x.shape[-1] % 2:
         raise ValueError(f"the last dimension of x is {x.shape[-1]}; it must be even, two halves")
-    _check_bias(x, bias)
     rows = x.reshape(-1, x.shape[-1])
     return _activation(rows, bias, kind, True).view(*x.shape[:-1], x.shape[-1] // 2)
 
 
 def _check_bias(x: Tensor, bias: Tensor | None) -> None:
+    check_rows(x)
     if bias is not None and bias.shape != x.shape[-1:]:
         raise ValueError(f"bias is {list(bias.shape)}; it must be [{x.shape[-1]}], the last dimension of x")
 

@@ -126,7 +126,7 @@ def library(name: str) -> Library:
         BuildError: if that is not possible here.
     """
     if reason := missing(name):
-        raise BuildError(f"kernels: {name} cannot be built: {reason}")
+        raise BuildError(f"{name} cannot be built: {reason}")
     return {"cpu": _cpu, "cuda": _cuda, "emulator": _emulator}[name]()
 
 
@@ -198,7 +198,7 @@ def _torch_folder() -> Path:
     places.append(str(Path(sysconfig.get_path("purelib")) / "torch"))
     found = next((place for place in places if (Path(place) / "include").is_dir()), None)
     if found is None:
-        raise BuildError("kernels: torch is not installed, whose headers the libraries need: pip install torch")
+        raise BuildError("torch is not installed, whose headers the libraries need: pip install torch")
     return Path(found).resolve()
 
 
@@ -257,7 +257,7 @@ def folders() -> list[Path]:
     """Where libraries are looked for: of the package, then of the user."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretraining-engine" / "kernels"
     given = os.environ.get("KERNELS_BUILD_FOLDER")
-    return [Path(given)] if given else [SOURCES.parent / BUILT, cache]
+    return [Path(given).resolve()] if given else [SOURCES.parent / BUILT, cache]
 
 
 def find(name: str) -> Path | None:
@@ -296,14 +296,15 @@ def build(name: str) -> Path:
                 raise _shortened(error, folder / f"{name}.failed.log") from error
             (folder / f"{name}.failed.log").unlink(missing_ok=True)
             return built
-    raise BuildError(f"kernels: none of {', '.join(map(str, folders()))} can be written; set KERNELS_BUILD_FOLDER")
+    raise BuildError(f"none of {', '.join(map(str, folders()))} can be written; set KERNELS_BUILD_FOLDER")
 
 
 def _shortened(error: BuildError, log: Path) -> BuildError:
     """The first complaint of a compiler, whose whole text goes to a file."""
     log.write_text(str(error), encoding="utf-8")
     lines = str(error).splitlines()
-    first = next((line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1])
+    complaints = [line for line in lines if re.search(r"\berror\b|/ld:", line, re.IGNORECASE)]
+    first = next((line for line in complaints if not line.startswith("collect2:")), lines[-1])
     return BuildError(
         f"the {log.name.partition('.')[0]} library could not be built: {first.strip()} (all of it: {log})"
     )

@@ -75,7 +75,7 @@ def choose(operation: Operation, device: torch.device, **sizes: Any) -> str:
     if reasons and asked != "reference":
         why = "; ".join(reasons)
         what = "" if why.startswith(operation.name) else f"{operation.name}: "
-        _say_once(f"{what}{why}; {'torch operators run' if name == 'reference' else f'{name} runs'}")
+        _say_once(f"{what}{why}; {'the reference runs' if name == 'reference' else f'{name} runs'}")
     return name
 
 
@@ -160,7 +160,7 @@ def requested() -> str:
     Raises:
         BackendError: if there is no such backend.
     """
-    asked = os.environ.get("KERNELS_BACKEND", "auto")
+    asked = os.environ.get("KERNELS_BACKEND") or "auto"
     if asked not in BACKENDS:
         raise BackendError(f"KERNELS_BACKEND is {asked!r}; it must be one of {', '.join(BACKENDS)}")
     return asked
@@ -172,14 +172,16 @@ def unavailable(name: str) -> str | None:
 
     Builds its library where that is missing.
     """
+    if name == "apex" and (reason := apex.norms_missing()):
+        return reason
     if DEVICE_OF[name] == "cuda" and not torch.cuda.is_available():
         return "but torch sees no CUDA device"
+    if name == "apex":
+        return None
     if name == "cuda" and (found := torch.cuda.get_device_capability()) < CAPABILITY:
         return "but {} has compute capability {}.{}; it must be {}.{} at least".format(
             torch.cuda.get_device_name(), *found, *CAPABILITY
         )
-    if name == "apex":
-        return apex.norms_missing()
     try:
         load(name)
     except (build.BuildError, OSError) as error:

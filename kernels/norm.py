@@ -13,7 +13,7 @@ from kernels.dispatch import Operation, choose, load
 from kernels.limits import CUDA_PACK, FORWARD_BLOCKS_PER_PROCESSOR, cpu_limit, pack_limit, row_blocks, row_limit
 from kernels.philox import checked_threshold
 from kernels.reference import norm as reference
-from kernels.tensors import packed, packed_or_none
+from kernels.tensors import check_rows, packed, packed_or_none
 
 # R rows, W columns
 
@@ -62,6 +62,8 @@ def norm(
         ValueError: if shapes, types, the probability or the seed do not fit.
     """
     _check(x, weight, shift, bias, residual, centre)
+    if output is not None and not output.is_floating_point:
+        raise ValueError(f"output is {output}; it must be a floating type")
     width = x.shape[-1]
     rows = x.reshape(-1, width)
     threshold = checked_threshold(dropout, seed, x.device)
@@ -76,6 +78,7 @@ def norm(
 def _check(
     x: Tensor, weight: Tensor, shift: Tensor | None, bias: Tensor | None, residual: Tensor | None, centre: bool
 ) -> None:
+    check_rows(x)
     for name, vector in (("weight", weight), ("shift", shift), ("bias", bias)):
         if vector is not None and vector.shape != x.shape[-1:]:
             raise ValueError(f"{name} is {list(vector.shape)}; it must be [{x.shape[-1]}], the last dimension of x")
@@ -276,6 +279,7 @@ def dropout_add(
     Raises:
         ValueError: if shapes, types, the probability or the seed do not fit.
     """
+    check_rows(x)
     _check_residual(x, residual)
     threshold = checked_threshold(dropout, seed, x.device)
     if not threshold:

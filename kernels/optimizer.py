@@ -305,6 +305,11 @@ class AdamW(TakesFactor, torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
+        if min(lr, eps, weight_decay) < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(
+                f"lr is {lr}, betas {betas}, eps {eps}, weight_decay {weight_decay}; none may be negative, and betas "
+                "must be below 1"
+            )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

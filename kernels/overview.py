@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build, dispatch
+from kernels import apex, build, dispatch
 from kernels.activation import BIAS_GELU, GATED
 from kernels.cross_entropy import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
 from kernels.dispatch import Operation
@@ -25,7 +25,10 @@ def describe(device: torch.device) -> str:
     Raises:
         BackendError: if ``KERNELS_BACKEND`` names a backend that is unknown, missing, or for another device.
     """
-    return f"kernels: {', '.join(f'{operation.name} {_runs(operation, device)}' for operation in OF_MODELS)}"
+    line = f"kernels: {', '.join(f'{operation.name} {_runs(operation, device)}' for operation in OF_MODELS)}"
+    own = dispatch.IN_TURN.get(device.type, ("",))[0]
+    reason = dispatch.unavailable(own) if own and dispatch.requested() == "auto" else None
+    return f"{line} ({own}, {reason})" if reason else line
 
 
 def runs(device: torch.device) -> dict[str, tuple[str, str]]:
@@ -47,6 +50,7 @@ def libraries() -> list[str]:
     for name in LIBRARIES:
         reason = build.missing(name) or build.failure(name) or f"not built yet: python -m kernels --build {name}"
         lines.append(f"{name:9} {build.find(name) or reason}")
+    lines.append(f"{'apex':9} {apex.norms_missing() or 'installed, of NVIDIA'}")
     return lines
 
 

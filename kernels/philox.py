@@ -95,7 +95,9 @@ def checked_threshold(probability: float, seed: Tensor | None, device: torch.dev
         ValueError: if the probability is not in [0, 1), or dropout has no seed on the device.
     """
     threshold = threshold_of(probability)
-    if threshold and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device):
-        given = "None" if seed is None else f"{seed.dtype} {list(seed.shape)} on {seed.device}"
+    if not threshold:
+        return threshold
+    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+        given = f"{seed.dtype} {list(seed.shape)} on {seed.device}" if isinstance(seed, Tensor) else repr(seed)
         raise ValueError(f"the dropout seed is {given}; it must be [1] int64 on {device}: kernels.philox.seed_tensor")
     return threshold

@@ -78,6 +78,8 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
     origin = ORIGINS.get(package, "this engine")
     fused = " (fused)" if package == "torch" and optimizer.defaults.get("fused") else ""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if isinstance(optimizer, Lamb) and parameters and optimizer.runs_kernels(parameters[0].device):
+        origin = ORIGINS["kernels"]
     without = sum(len(group["params"]) for group in optimizer.param_groups if not group["decay"])
     return (
         f"optimizer: {type(optimizer).__name__}{fused} of {origin}; {len(parameters)} parameters in "

@@ -42,7 +42,11 @@ class Lamb(TakesFactor, WholeParameterOptimizer):
         return [work] if self._by_kernels(work) else super().parts(work)
 
     def _by_kernels(self, work: Work) -> bool:
-        return self._kernels and bool(work) and has_kernel(LAMB, work[0][1].device)
+        return bool(work) and self.runs_kernels(work[0][1].device)
+
+    def runs_kernels(self, device: torch.device) -> bool:
+        """Whether our kernels step on keys of a device."""
+        return self._kernels and has_kernel(LAMB, device)
 
     def update(self, work: Work) -> None:
         """Take a step on some keys."""

@@ -60,6 +60,13 @@ def test_a_library_is_built_once_for_a_state_of_its_sources(tiny, capsys):
 
 
 @needs["cpu"]
+def test_a_relative_folder_is_one_of_where_the_process_runs(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERNELS_BUILD_FOLDER", "relative")
+    assert build.build("cpu").is_relative_to(tmp_path / "relative")
+
+
+@needs["cpu"]
 def test_what_a_compiler_refuses_is_shown_and_leaves_nothing(tiny, tmp_path):
     (tiny / "cpu" / "tiny.cpp").write_text("int broken(")
     with pytest.raises(build.BuildError, match=r"cpu library could not be built: .*tiny\.cpp:1.* error: .*cpu\.failed"):

@@ -292,7 +292,7 @@ def test_sizes_that_a_backend_does_not_take(backend, use, ran, caplog):
         check_linear(case((4, 8, 1009), backend), 4e-6, chunk_rows=2)
     assert set(ran) == {"reference"}
     assert caplog.text.count("cross_entropy on") == 2  # each operation says it once
-    assert "width 1009 is no multiple of 8; torch operators run" in caplog.text
+    assert "width 1009 is no multiple of 8; the reference runs" in caplog.text
 
 
 @pytest.mark.parametrize("backend", PACKED)
@@ -522,4 +522,4 @@ def test_workspace_is_what_is_allocated(dtype, use):
     )
     peak = max(itertools.accumulate(change for _, change in events))
     expected = results + workspace_bytes(made.hidden, made.weight, 64, wanted)
-    assert expected <= peak <= 1.05 * expected
+    assert expected <= peak <= 1.1 * expected

@@ -75,8 +75,8 @@ def test_sizes_go_to_the_next_backend_and_that_is_said_once(machine, caplog):
             assert choose(OP, GPU, width=11) == choose(OP, CPU, width=5) == "reference"
     assert caplog.messages == [
         "kernels: op on cuda: width 5 is odd; apex runs",
-        "kernels: op on cuda: width 11 is odd; op on apex: width 11 is above 8; torch operators run",
-        "kernels: op on cpu: width 5 is odd; torch operators run",
+        "kernels: op on cuda: width 11 is odd; op on apex: width 11 is above 8; the reference runs",
+        "kernels: op on cpu: width 5 is odd; the reference runs",
     ]
 
 
@@ -86,7 +86,7 @@ def test_a_model_calls_torch_s_own_where_no_backend_takes_its_sizes(machine, mon
         assert not is_wanted(OP, GPU, width=11) and not is_wanted(OP, CPU, width=5)
         assert not is_wanted(PLAIN, CPU, width=5)
     runs = [text.rpartition("; ")[2] for text in caplog.messages]
-    assert runs == ["apex runs", "torch operators run", "torch operators run"]
+    assert runs == ["apex runs", "the reference runs", "the reference runs"]
     monkeypatch.setenv("KERNELS_BACKEND", "cuda")
     assert is_wanted(OP, GPU, width=11)  # by the reference, whose masks are those of the kernels
 
@@ -119,7 +119,7 @@ def test_what_is_not_there_is_named(machine, caplog):
     with caplog.at_level(logging.WARNING, "kernels"):
         assert choose(OP, GPU, width=4) == "reference"
     assert caplog.messages == [
-        "kernels: op: cuda, but there is no nvcc; apex, which is not installed; torch operators run"
+        "kernels: op: cuda, but there is no nvcc; apex, which is not installed; the reference runs"
     ]
 
 
@@ -148,7 +148,12 @@ def test_forced(machine, monkeypatch, caplog):
 def test_backends_that_cannot_run_here(monkeypatch):
     dispatch.unavailable.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert dispatch.unavailable("cuda") == dispatch.unavailable("apex") == "but torch sees no CUDA device"
+    assert dispatch.unavailable("cuda") == "but torch sees no CUDA device"
+    monkeypatch.setattr(apex, "norms_missing", lambda: "which is another program")  # said without a GPU too
+    assert dispatch.unavailable("apex") == "which is another program"
+    monkeypatch.setattr(apex, "norms_missing", lambda: None)
+    dispatch.unavailable.cache_clear()
+    assert dispatch.unavailable("apex") == "but torch sees no CUDA device"
     dispatch.unavailable.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))

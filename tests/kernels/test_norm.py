@@ -193,7 +193,7 @@ def test_sizes_that_a_backend_does_not_take(backend, width, use, ran, caplog):
     assert_near(run(made), exact(made), 4e-6)
     assert set(ran) == {"reference"}
     run(made)
-    assert caplog.text.count(f"width {width} is no multiple of 8 up to 8192; torch operators run") == 1
+    assert caplog.text.count(f"width {width} is no multiple of 8 up to 8192; the reference runs") == 1
 
 
 @pytest.mark.parametrize("backend", ["cpu", "emulator", CUDA])
@@ -416,6 +416,13 @@ def test_mistakes():
         norm(x, weight, residual=x[:2])
     with pytest.raises(ValueError, match=r"RMSNorm \(centre False\) has no shift"):
         norm(x, weight, weight, centre=False)
+    for wrong in (torch.tensor(1.0), torch.ones(3, 8, dtype=torch.int32), torch.ones(3, 0)):
+        with pytest.raises(ValueError, match=r"it must be \[\.\.\., W\] of a floating type, W at least 1"):
+            norm(wrong, weight)
+    with pytest.raises(ValueError, match=r"output is torch.int32; it must be a floating type"):
+        norm(x, weight, output=torch.int32)
+    with pytest.raises(ValueError, match=r"the dropout seed is 3; it must be"):
+        norm(x, weight, dropout=0.1, seed=3)
     with pytest.raises(ValueError, match=r"the dropout seed is None; it must be \[1\] int64 on cpu"):
         norm(x, weight, dropout=0.1)
     with pytest.raises(

@@ -388,3 +388,10 @@ def test_mistakes():
     kept = {name: made[name] for name in ("weights", "first", "second")}
     with pytest.raises(ValueError, match=r"ratio is torch.float32 \[2\]; it must be float32 \[1\]"):
         lamb_step(**kept, pieces=[(1, 2, 1)], ratio=torch.ones(2), **OPTIONS, step=1)
+
+
+def test_impossible_rates():
+    parameters = [torch.nn.Parameter(torch.zeros(3))]
+    for wrong in ({"lr": -1.0}, {"betas": (0.9, 1.5)}, {"eps": -1e-8}, {"weight_decay": -0.1}):
+        with pytest.raises(ValueError, match="none may be negative, and betas must be below 1"):
+            AdamW(parameters, **wrong)

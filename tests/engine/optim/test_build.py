@@ -42,7 +42,7 @@ def said(monkeypatch) -> list[str]:
     ("name", "line"),
     [
         ("adamw", "optimizer: AdamW of this engine's kernels; 34 parameters in 2 group(s), 22 of them without weight"),
-        ("lamb", "optimizer: Lamb of this engine; 34 parameters in 2 group(s), 22 of them without weight decay"),
+        ("lamb", "optimizer: Lamb of this engine's kernels; 34 parameters in 2 group(s), 22 of them without weight"),
         ("lion", "optimizer: Lion of this engine; 34 parameters in 2 group(s), 22 of them without weight decay"),
         ("adafactor", "optimizer: Adafactor of this engine; 34 parameters in 2 group(s), 22 of them without weight"),
         ("muon", "optimizer: Muon of this engine; 34 parameters in 3 group(s), 22 of them without weight decay"),
