@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.dispatch import Operation, choose, load
 from kernels.limits import EMULATOR_BLOCKS, cpu_limit, pack_limit, processors
@@ -374,3 +374,19 @@ def _blocks(backend: str, logits: Tensor) -> int:
     if backend == "cuda":
         return BLOCKS_PER_PROCESSOR * processors(logits.device)
     return EMULATOR_BLOCKS
+
+
+class SoftmaxCrossEntropy(nn.Module):
+    """The summed loss of logits, as ``nn.CrossEntropyLoss(reduction="sum")``; no parameters."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits [M, V] and labels [M] int64 to a scalar, fp32."""
+        return softmax_cross_entropy(logits, labels)[0]
+
+
+class LinearCrossEntropy(nn.Linear):
+    """A decoder and its summed loss, with the parameter names of ``nn.Linear``."""
+
+    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        """Hidden states [M, D] and labels [M] int64 to a scalar, fp32."""
+        return linear_cross_entropy(hidden, self.weight, self.bias, labels)[0]

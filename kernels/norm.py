@@ -342,3 +342,31 @@ class AddNorm(nn.Module):
             x, self.weight, self.bias, bias=bias, residual=residual, dropout=dropout, seed=seed, site=self.site,
             eps=self.eps,
         )[0]  # fmt: skip
+
+
+class AddRMSNorm(nn.Module):
+    """RMSNorm of residual + dropout(x), with the parameter name of ``nn.RMSNorm``."""
+
+    def __init__(self, width: int, eps: float = 1e-5, dropout: float = 0.0, site: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.dropout, self.site = eps, dropout, site
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, seed: Tensor | None = None) -> Tensor:
+        """[..., W] to [..., W]; ``seed`` is that of the dropout mask, [1] int64."""
+        dropout = self.dropout if self.training else 0.0
+        return norm(
+            x, self.weight, residual=residual, dropout=dropout, seed=seed, site=self.site, eps=self.eps, centre=False
+        )[0]
+
+
+class DropoutAdd(nn.Module):
+    """residual + dropout(x); no parameters."""
+
+    def __init__(self, dropout: float, site: int = 0) -> None:
+        super().__init__()
+        self.dropout, self.site = dropout, site
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, seed: Tensor | None = None) -> Tensor:
+        """[..., W] to [..., W]; ``seed`` is that of the dropout mask, [1] int64."""
+        return dropout_add(x, residual, dropout=self.dropout if self.training else 0.0, seed=seed, site=self.site)

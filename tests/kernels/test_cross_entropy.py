@@ -14,6 +14,8 @@ from torch import Tensor
 from kernels import cross_entropy
 from kernels.cross_entropy import (
     IGNORE_INDEX,
+    LinearCrossEntropy,
+    SoftmaxCrossEntropy,
     default_chunk_rows,
     linear_cross_entropy,
     softmax_cross_entropy,
@@ -523,3 +525,13 @@ def test_workspace_is_what_is_allocated(dtype, use):
     peak = max(itertools.accumulate(change for _, change in events))
     expected = results + workspace_bytes(made.hidden, made.weight, 64, wanted)
     assert expected <= peak <= 1.1 * expected
+
+
+def test_modules_have_the_names_of_the_plain_ones(use):
+    use("cpu")
+    hidden, labels = torch.randn(9, 16), torch.randint(0, 33, (9,))
+    plain, ours = torch.nn.Linear(16, 33), LinearCrossEntropy(16, 33)
+    ours.load_state_dict(plain.state_dict())
+    expected = torch.nn.CrossEntropyLoss(reduction="sum")(plain(hidden), labels)
+    torch.testing.assert_close(ours(hidden, labels), expected)
+    torch.testing.assert_close(SoftmaxCrossEntropy()(plain(hidden), labels), expected)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from kernels.norm import AddNorm, dropout_add, norm
+from kernels.norm import AddNorm, AddRMSNorm, DropoutAdd, dropout_add, norm
 from kernels.philox import keep_mask, keep_scale, seed_tensor, threshold_of
 from tests.kernels.backends import BACKENDS, CUDA, PACKED, TOLERANCE, TYPES, assert_near, check_promises, device_of
 
@@ -374,6 +374,24 @@ def test_module_has_the_names_of_layer_norm(use):
     ours.load_state_dict(plain.state_dict())
     x = torch.randn(3, 4, 64)
     assert torch.allclose(ours(x), plain(x), atol=1e-6)
+
+
+def test_module_has_the_name_of_rms_norm(use):
+    use("cpu")
+    plain, ours = torch.nn.RMSNorm(64, eps=1e-5), AddRMSNorm(64)
+    torch.nn.init.normal_(plain.weight)
+    ours.load_state_dict(plain.state_dict())
+    x, residual = torch.randn(2, 3, 4, 64).unbind()
+    assert torch.allclose(ours(x, residual), plain(x + residual), atol=1e-6)
+
+
+def test_module_drops_in_training_alone(use):
+    use("cpu")
+    x, residual, seed = torch.ones(64, 64), torch.zeros(64, 64), seed_tensor(7)
+    module = DropoutAdd(0.5, site=3)
+    kept = keep_mask(seed, 3, 64, 64, threshold_of(0.5))
+    assert not list(module.parameters()) and torch.equal(module(x, residual, seed) != 0, kept)
+    assert torch.equal(module.eval()(x, residual), x)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
