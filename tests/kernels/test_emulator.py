@@ -64,6 +64,13 @@ def test_a_barrier_that_some_threads_never_reach_is_named(tmp_path):
     assert done.returncode < 0 and "waits at a barrier that some of its threads never reach" in done.stderr
 
 
+def test_shared_memory_that_nobody_filled_is_caught(right, tmp_path):
+    first = "(turn > 0 ? *cell : 0.0f)"
+    assert first in cuda_source("norm")
+    program = compile_driver("norm", tmp_path, cuda_source("norm").replace(first, "*cell"))
+    assert run_driver(program).stdout != right["norm"]
+
+
 def sanitized_mutant(folder: Path, old: str, new: str) -> str:
     text = (build.SOURCES / "cuda" / "norm.cu").read_text()
     assert old in text

@@ -7,6 +7,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#define KERNELS_SHARED(type, name, extents) __shared__ type name extents
 #define KERNELS_LAUNCH(kernel, grid, block, shared, stream, ...) \
   kernel<<<(grid), (block), (shared), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #define KERNELS_LAUNCH_STATUS() kernels::launch_status()

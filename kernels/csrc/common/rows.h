@@ -140,7 +140,7 @@ __device__ __forceinline__ void write_sums(float* out, int64_t packs, int lane,
 // Adds up sums[block][blockIdx.y][column] over the blocks: each warp every eighth of them in their order, then those of
 // the warps in theirs.
 __device__ __forceinline__ void reduce_blocks(const float* sums, int64_t blocks, int64_t width, float* out) {
-  __shared__ float shared[kReduceWarps][kWarp];
+  KERNELS_SHARED(float, shared, [kReduceWarps][kWarp]);
   if (out == nullptr) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;

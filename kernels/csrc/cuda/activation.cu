@@ -105,7 +105,7 @@ __device__ __forceinline__ void backward_pack(const ActivationBackward& args, in
 
 template <class T, int kParts>
 __global__ void __launch_bounds__(kThreads) activation_backward(const ActivationBackward args) {
-  __shared__ Pack<float> shared[kWarps][kParts * kWarp];
+  KERNELS_SHARED(Pack<float>, shared, [kWarps][kParts * kWarp]);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t packs = args.width / kPack, pack = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
   float sums[kParts][kPack] = {};
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) activation_backward(const Activation
 
 // Adds up the blocks' sums of a column: each warp those of every eighth block, then the warps' in their order.
 __global__ void __launch_bounds__(kReduceThreads) activation_reduce(const ActivationBackward args, int64_t columns) {
-  __shared__ float shared[kReduceWarps][kWarp];
+  KERNELS_SHARED(float, shared, [kReduceWarps][kWarp]);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
   float total = 0.0f;

@@ -105,7 +105,7 @@ __device__ __forceinline__ void write_gradient(const void* logits, void* gradien
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksOfProcessor) cross_entropy_forward(const CrossEntropyForward args) {
-  __shared__ Sums shared[kWarps];
+  KERNELS_SHARED(Sums, shared, [kWarps]);
   for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
     const int64_t label = args.labels[row];
     const bool known = label >= 0 && label < args.width;

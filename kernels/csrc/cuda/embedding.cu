@@ -52,7 +52,7 @@ __device__ __forceinline__ void sum_of_tables(const EmbeddingTables& from, const
 template <class T, class S>
 __global__ void __launch_bounds__(S::kBlock)
     embedding_forward(const EmbeddingForward args) {
-  __shared__ float shared[kMaxWarps];
+  KERNELS_SHARED(float, shared, [kMaxWarps]);
   const int lane = threadIdx.x % S::kThreads;
   const int rows_per_block = blockDim.x / S::kThreads;
   const int64_t packs = args.width / kPack;
@@ -122,8 +122,8 @@ __device__ __forceinline__ void backward_row(const EmbeddingBackward& args, int6
 template <class T, class S>
 __global__ void __launch_bounds__(S::kBlock)
     embedding_backward(const EmbeddingBackward args) {
-  __shared__ float shared[kMaxWarps];
-  __shared__ float columns[S::kThreads == kWarp ? kNarrowWidth : 1];
+  KERNELS_SHARED(float, shared, [kMaxWarps]);
+  KERNELS_SHARED(float, columns, [S::kThreads == kWarp ? kNarrowWidth : 1]);
   const int lane = threadIdx.x % S::kThreads;
   const int rows_per_block = blockDim.x / S::kThreads;
   ParameterSums<S> sums;

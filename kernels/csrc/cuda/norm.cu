@@ -13,7 +13,7 @@ constexpr int64_t kAddThreads = 256;
 template <class In, class Out, class S>
 __global__ void __launch_bounds__(S::kBlock)
     norm_forward(const NormForward args) {
-  __shared__ float shared[kMaxWarps];
+  KERNELS_SHARED(float, shared, [kMaxWarps]);
   const int lane = threadIdx.x % S::kThreads;
   const int rows_per_block = blockDim.x / S::kThreads;
   const int64_t packs = args.width / kPack;
@@ -108,8 +108,8 @@ __device__ __forceinline__ void backward_row(const NormBackward& args, int64_t r
 template <class In, class Out, class S>
 __global__ void __launch_bounds__(S::kBlock)
     norm_backward(const NormBackward args) {
-  __shared__ float shared[kMaxWarps];
-  __shared__ float columns[S::kThreads == kWarp ? kNarrowWidth : 1];
+  KERNELS_SHARED(float, shared, [kMaxWarps]);
+  KERNELS_SHARED(float, columns, [S::kThreads == kWarp ? kNarrowWidth : 1]);
   const int lane = threadIdx.x % S::kThreads;
   const int rows_per_block = blockDim.x / S::kThreads;
   ParameterSums<S> sums;

@@ -75,7 +75,7 @@ __device__ __forceinline__ void store_part(T* array, const Chunk& chunk, int64_t
 // Writes the sums of the threads' values, in a fixed order.
 template <int kSums>
 __device__ __forceinline__ void write_sums(double (&values)[kSums], double* out) {
-  __shared__ double shared[kSums][kWarps];
+  KERNELS_SHARED(double, shared, [kSums][kWarps]);
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
 #pragma unroll

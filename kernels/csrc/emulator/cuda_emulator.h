@@ -2,10 +2,11 @@
 //
 // A CUDA thread is a fiber with a stack of its own. Barriers and shuffles give control back to a scheduler, which goes
 // on when all threads of the block or warp have arrived, and aborts with a message when some never will. Blocks are
-// spread over OpenMP threads; __shared__ variables are `static thread_local`. KERNELS_SCHEDULE chooses the order in
-// which threads run: 0 forwards, 1 backwards, above 1 shuffled by that seed. Results must not depend on it.
+// spread over OpenMP threads; shared variables (KERNELS_SHARED) are `static thread_local`, and hold NaN when a block
+// begins. KERNELS_SCHEDULE chooses the order in which threads run: 0 forwards, 1 backwards, above 1 shuffled by that
+// seed. Results must not depend on it.
 //
-// Not covered: what shared memory begins with (it holds what the block before left, or zeros), time, registers, bank conflicts, and how other warps see memory without a barrier.
+// Not covered: time, registers, bank conflicts, and how other warps see memory without a barrier.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -26,13 +27,11 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#undef __shared__
 #undef __global__
 #undef __device__
 #undef __host__
 #undef __forceinline__
 #undef __launch_bounds__
-#define __shared__ static thread_local
 #define __global__
 #define __device__
 #define __host__
@@ -71,6 +70,7 @@ struct Block {
   const void* scheduler_stack_bottom = nullptr;
   size_t scheduler_stack_size = 0;
   const std::function<void()>* kernel = nullptr;
+  std::vector<const void*> shared;  // variables that were filled
 
   Fiber& fiber() { return fibers[current]; }
   Warp& warp() { return warps[current / kWarpSize]; }
@@ -211,6 +211,7 @@ inline void run_block(uint32_t schedule, const std::function<void()>& kernel) {
   block->kernel = &kernel;
   block->live = threads;
   block->arrived = 0;
+  block->shared.clear();
   block->warps.resize((threads + kWarpSize - 1) / kWarpSize);
   for (size_t w = 0; w < block->warps.size(); ++w) {
     block->warps[w].arrived = 0;
@@ -262,6 +263,14 @@ void launch(dim3 grid, dim3 size, Kernel kernel) {
   }
 }
 
+// Fills a shared variable with NaN for the first thread of a block that comes to it: shared memory begins with anything.
+inline void begin_shared(void* variable, size_t size) {
+  std::vector<const void*>& begun = block->shared;
+  if (std::find(begun.begin(), begun.end(), variable) != begun.end()) return;
+  begun.push_back(variable);
+  std::memset(variable, 0xff, size);
+}
+
 inline uint3 thread_index() {
   const unsigned t = static_cast<unsigned>(block->current);
   return uint3{t % block->size.x, t / block->size.x % block->size.y, t / (block->size.x * block->size.y)};
@@ -286,6 +295,9 @@ T shuffle(T value, int source) {
 #define blockIdx (emulator::block->index)
 #define blockDim (emulator::block->size)
 #define gridDim (emulator::block->grid)
+#define KERNELS_SHARED(type, name, extents)  \
+  static thread_local type name extents;     \
+  emulator::begin_shared(&name, sizeof(name))
 #define KERNELS_LAUNCH(kernel, grid, size, shared, stream, ...) \
   ((void)(shared), (void)(stream), emulator::launch((grid), (size), [=] { kernel(__VA_ARGS__); }))
 #define KERNELS_LAUNCH_STATUS() kOk
