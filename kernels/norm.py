@@ -18,7 +18,9 @@ from kernels.tensors import check_rows, packed, packed_or_none
 # R rows, W columns
 
 NORM = Operation("norm", {"cpu": cpu_limit, "cuda": row_limit, "emulator": row_limit, "apex": apex.norm_limit})
-LAYER_NORM = Operation("layer_norm", NORM.limits)  # an fp32 norm alone, which a torch CPU does well: measured by itself
+LAYER_NORM = Operation(
+    "layer_norm", NORM.limits
+)  # without dropout, fp32: measured by itself, a CPU's torch is good at it
 DROPOUT_ADD = Operation("dropout_add", {"cpu": cpu_limit, "cuda": pack_limit, "emulator": pack_limit})
 
 

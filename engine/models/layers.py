@@ -95,8 +95,9 @@ class AddNorm(LayerNorm):
         Returns:
             The norm of the sum and the sum, like the branch.
         """
-        if uses_kernel(NORM, branch.device, self.size):
-            probability = self.dropout if self.training else 0.0
+        probability = self.dropout if self.training else 0.0
+        bare = probability == 0.0 and branch.dtype == torch.float32
+        if uses_kernel(LAYER_NORM if bare else NORM, branch.device, self.size):
             return norm(
                 branch,
                 self.weight,
