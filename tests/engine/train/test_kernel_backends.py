@@ -123,5 +123,5 @@ def test_ranks_that_would_compute_by_other_kernels_end_the_run(tmp_path):
     rank = f"rank 1 on {platform.node()} would compute by other kernels than rank 0: adamw:"
     assert reference.startswith(f"{rank} reference there (KERNELS_BACKEND asks for it), cpu on rank 0; give all")
     assert unknown.startswith("rank 1: KERNELS_BACKEND is 'fast'; it must be one of auto")
-    assert no_folder.startswith(f"{rank} torch there (cpu, but kernels: none of /dev/null/built can be written;")
+    assert no_folder.startswith(f"{rank} torch there (cpu, but none of /dev/null/built can be written;")
     assert no_folder.endswith("or set KERNELS_BACKEND=reference on all")
