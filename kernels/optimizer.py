@@ -178,19 +178,9 @@ def lamb_moments(
         return reference.lamb_moments(gradients, weights, first, second, pieces, factor, **options)
     out = weights[0].new_empty(len(pieces), 2, dtype=torch.float64)
     partial = _partial([size for _, _, size in pieces], out, 2)
+    places = list(itertools.chain(*pieces))
     load(backend).lamb_moments(
-        gradients,
-        weights,
-        first,
-        second,
-        list(itertools.chain(*pieces)),
-        factor,
-        *betas,
-        eps,
-        decay,
-        step,
-        partial,
-        out,
+        gradients, weights, first, second, places, factor, *betas, eps, decay, step, partial, out
     )
     torch.autograd.graph.increment_version([*first, *second])
     return out

@@ -507,8 +507,17 @@ def test_rows_of_one_chunk_keep_their_logits(use, monkeypatch):
     assert len(calls) == 1 and several["loss"].item() == pytest.approx(one["loss"].item(), rel=1e-6)
 
 
+@pytest.fixture
+def one_thread():
+    """oneDNN's matrix products take scratch memory for each thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_workspace_is_what_is_allocated(dtype, use):
+def test_workspace_is_what_is_allocated(dtype, use, one_thread):
     use("cpu")
     made = case((512, 32, 8192), dtype=dtype)
     wanted = [True, True, False]
@@ -524,7 +533,7 @@ def test_workspace_is_what_is_allocated(dtype, use):
     )
     peak = max(itertools.accumulate(change for _, change in events))
     expected = results + workspace_bytes(made.hidden, made.weight, 64, wanted)
-    assert expected <= peak <= 1.1 * expected
+    assert expected <= peak <= 1.05 * expected
 
 
 def test_modules_have_the_names_of_the_plain_ones(use):
