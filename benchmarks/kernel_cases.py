@@ -308,7 +308,8 @@ def adamw_cases(setting: Setting) -> Iterator[Case]:
     def result() -> list[Tensor]:
         g, w, m, v = ([t[:1000].clone() for t in tensors] for tensors in (gradients, weights, gradients, gradients))
         v = [each.square() for each in v]
-        norm, factor = clip_factor(squared_norm(g), CLIP)
+        norm = squared_norm(g).sqrt()
+        factor = clip_factor(norm, CLIP)
         adamw(g, w, m, v, rate=1e-3, factor=factor, **OPTIONS)
         return [norm, *w, *m, *v]
 
@@ -327,7 +328,7 @@ def _clipped_step(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     parameters = optimizer.param_groups[0]["params"]
     gradients = [parameter.grad for parameter in parameters]
     if isinstance(optimizer, AdamW):
-        _, optimizer.factor = clip_factor(squared_norm(gradients), CLIP)
+        optimizer.factor = clip_factor(squared_norm(gradients).sqrt(), CLIP)
     else:
         torch.nn.utils.clip_grads_with_norm_(parameters, CLIP, torch.nn.utils.get_total_norm(gradients))
     optimizer.step()

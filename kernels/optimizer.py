@@ -66,20 +66,21 @@ def squared_norm(gradients: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def clip_factor(squared: Tensor, max_norm: float, scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
-    """The norm of the gradients, and what they must be multiplied by so that it is not above a greatest one.
+def clip_factor(norm: Tensor | float, limit: float, scale: float = 1.0) -> Tensor | None:
+    """What gradients must be multiplied by so that their norm is not above a limit.
 
     Args:
-        squared: ``squared_norm`` of the gradients (summed over ranks where each holds a part), [1] float64.
-        max_norm: of the clipped gradients; 0: they are not clipped.
+        norm: of the gradients, with the scale: a number, or a tensor of one element and any floating type.
+        limit: of the norm of the clipped gradients; 0: they are not clipped.
         scale: of the loss, by which the gradients are divided.
 
     Returns:
-        Norm of the gradients without the scale, and the factor: both [1] float32, on the device.
+        [1] float32, on the device of the norm; None where nothing is to be done.
     """
-    norm = squared.sqrt() / scale
-    factor = torch.ones_like(norm) if max_norm <= 0 else (max_norm / (norm + CLIP_EPS)).clamp(max=1.0)
-    return norm.float(), (factor / scale).float()
+    if limit <= 0:
+        device = norm.device if isinstance(norm, Tensor) else None  # filled there, the host waits for nothing
+        return None if scale == 1 else torch.full((1,), 1.0 / scale, device=device)
+    return (limit / (torch.as_tensor(norm).reshape(1) / scale + CLIP_EPS)).float().clamp(max=1.0) / scale
 
 
 @torch.no_grad()

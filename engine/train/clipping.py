@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint.fragments import BF16, ZERO3, ZERO12, layout_of
 from kernels.dispatch import has_kernel
-from kernels.optimizer import CLIP_EPS, GRADIENT_NORM, TakesFactor, squared_norm
+from kernels.optimizer import GRADIENT_NORM, TakesFactor, clip_factor, squared_norm
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -32,19 +32,11 @@ def clip(
         limit: 0: they are not clipped.
         scale: of the loss.
     """
-    factor = _factor(norm, limit, scale)
+    factor = clip_factor(norm, limit, scale)
     if isinstance(optimizer, TakesFactor):
         optimizer.factor = factor
     elif factor is not None:
         torch._foreach_mul_(list(gradients), factor.reshape(()))
-
-
-def _factor(norm: Tensor | float, limit: float, scale: float) -> Tensor | None:
-    """What gradients are multiplied by, [1] float32 (DeepSpeed's norms are fp64); None: nothing."""
-    if limit <= 0:
-        device = norm.device if isinstance(norm, Tensor) else None  # filled there, the host waits for nothing
-        return None if scale == 1 else torch.full((1,), 1.0 / scale, device=device)
-    return (limit / (torch.as_tensor(norm).reshape(1) / scale + CLIP_EPS)).float().clamp(max=1.0) / scale
 
 
 def hand_over_factors(engine: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -55,13 +47,13 @@ def hand_over_factors(engine: Any, optimizer: torch.optim.Optimizer) -> None:
     if layout in (ZERO12, ZERO3):
 
         def unscale_and_clip_grads(which: Any, norm: Tensor) -> None:
-            optimizer.factor = _factor(norm, wrapper.clip_grad, float(wrapper.loss_scale))
+            optimizer.factor = clip_factor(norm, wrapper.clip_grad, float(wrapper.loss_scale))
 
         wrapper.unscale_and_clip_grads = unscale_and_clip_grads
     elif layout == BF16:
         limit, wrapper.clip_grad = wrapper.clip_grad, 0.0
 
         def before_step(_: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            optimizer.factor = _factor(wrapper._global_grad_norm, limit, 1.0)
+            optimizer.factor = clip_factor(wrapper._global_grad_norm, limit, 1.0)
 
         optimizer.register_step_pre_hook(before_step)

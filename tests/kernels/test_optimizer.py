@@ -107,15 +107,17 @@ def test_factor_is_that_of_torch(scale):
     gradients = [torch.randn(7), torch.randn(3, 2)]
     expected = [gradient.clone() / scale for gradient in gradients]
     norm = torch.nn.utils.get_total_norm(expected)
-    found, factor = clip_factor(squared_norm(gradients), float(norm) / 2, scale)
+    scaled = squared_norm(gradients).sqrt()
+    factor = clip_factor(scaled, float(norm) / 2, scale)
     for parameter in (parameters := [torch.nn.Parameter(each) for each in expected]):
         parameter.grad = parameter.detach().clone()
     torch.nn.utils.clip_grads_with_norm_(parameters, float(norm) / 2, norm)
-    assert torch.allclose(found, norm) and found.dtype == factor.dtype == torch.float32
+    assert torch.allclose((scaled / scale).float(), norm) and factor.dtype == torch.float32 and factor.shape == (1,)
     for gradient, parameter in zip(gradients, parameters, strict=True):
         assert torch.allclose(gradient * factor, parameter.grad)
-    for max_norm in (0.0, float(norm) * 2):
-        assert float(clip_factor(squared_norm(gradients), max_norm, scale)[1]) == 1 / scale
+    assert float(clip_factor(scaled, float(norm) * 2, scale)) == 1 / scale
+    unclipped = clip_factor(scaled, 0.0, scale)
+    assert unclipped is None if scale == 1 else float(unclipped) == 1 / scale
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -221,7 +223,8 @@ def test_every_run_gives_the_same_bits(backend, use):
 
 def everything(backend: str) -> list[Tensor]:
     made = lists(PIECE_SIZES, backend, torch.bfloat16)
-    norm, factor = clip_factor(squared_norm(made["gradients"]), 1.0)
+    norm = squared_norm(made["gradients"]).sqrt()
+    factor = clip_factor(norm, 1.0)
     adamw(**made, **OPTIONS, step=1, factor=factor)
     options = {name: value for name, value in OPTIONS.items() if name != "rate"}
     sums = lamb_moments(**made, pieces=PIECES, **options, step=2, factor=factor)
