@@ -17,7 +17,11 @@ def load_builder():
     """kernels/build.py, which imports no torch: pip hides it from what it builds in isolation."""
     spec = importlib.util.spec_from_file_location("kernels_build", ROOT / "kernels" / "build.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT))  # for what it imports of its package
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT))
     return module
 
 

@@ -10,7 +10,6 @@ needed, not its Python: its ABI is the stable one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -18,15 +17,15 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+
+from kernels.build_lock import only_one, say
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
 TORCH_ABI = "0x020b000000000000"  # the oldest torch that a build serves: 2.11
@@ -42,7 +41,6 @@ HOST_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", 
 BUILT = "built"  # a folder of the package that an installation fills
 MARK = "sources.sha256"  # beside a library: of its sources alone, for where there is no compiler
 FOR_RUNS = ("cpu", "cuda")  # the emulator is for tests
-LOCK_SECONDS = 600.0  # several times what a build takes
 
 
 class BuildError(RuntimeError):
@@ -287,7 +285,7 @@ def build(name: str) -> Path:
         return found
     wanted = library(name)
     for folder in folders():
-        with contextlib.suppress(PermissionError), _only_one(folder, name):
+        with contextlib.suppress(PermissionError), only_one(folder, name):
             if found := find(name):
                 return found
             try:
@@ -316,44 +314,8 @@ def failure(name: str) -> str | None:
     return next((f"could not be built: {log}" for log in logs if log.is_file()), None)
 
 
-@contextlib.contextmanager
-def _only_one(folder: Path, name: str) -> Iterator[None]:
-    """Keep other processes from building the same, for as long as one builds; the lock goes with its process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f".{name}.lock").open("w")
-    except OSError as error:
-        raise PermissionError(*error.args) from error
-    with file:
-        _lock(file.fileno(), name)
-        yield
-
-
-def _lock(file: int, name: str) -> None:
-    """Wait for a lock; without it, after ``LOCK_SECONDS`` or where there are no locks, ranks build alike, twice."""
-    end, said = time.monotonic() + LOCK_SECONDS, False
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        except OSError:
-            return None
-        if time.monotonic() > end:
-            _say(f"another process builds the {name} library for {LOCK_SECONDS:.0f} s already; it is built here too")
-            return None
-        if not said:
-            _say(f"waiting for another process, which builds the {name} library")
-        said = True
-        time.sleep(0.1)
-
-
-def _say(text: str) -> None:
-    print(f"kernels: {text}", file=sys.stderr, flush=True)
-
-
 def _build_into(folder: Path, wanted: Library) -> Path:
-    _say(f"building the {wanted.name} library, once")
+    say(f"building the {wanted.name} library, once")
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import build
+from kernels import build, build_lock
 
 REPOSITORY = Path(build.__file__).resolve().parent.parent
 MAX_REGISTERS = 224
@@ -87,7 +87,7 @@ def test_a_lock_that_a_killed_build_left_holds_nobody(tiny, tmp_path):
 
 @needs["cpu"]
 def test_a_lock_of_a_process_that_hangs_is_waited_for_and_then_left(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(build, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(build_lock, "LOCK_SECONDS", 0.3)
     (tmp_path / "built").mkdir()
     hold = "import fcntl, os, signal; fcntl.flock(1, fcntl.LOCK_EX); os.write(2, b'x'); os.kill(0, signal.SIGSTOP)"
     with (tmp_path / "built" / ".cpu.lock").open("w") as lock:
