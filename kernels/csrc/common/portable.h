@@ -8,6 +8,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define KERNELS_SHARED(type, name, extents) __shared__ type name extents
+#define KERNELS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define KERNELS_LAUNCH(kernel, grid, block, shared, stream, ...) \
   kernel<<<(grid), (block), (shared), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #define KERNELS_LAUNCH_STATUS() kernels::launch_status()
@@ -29,6 +30,18 @@ inline int32_t launch_status() {
   if (error == cudaSuccess) return kOk;
   std::fprintf(stderr, "kernels: a launch failed: %s (%s)\n", cudaGetErrorName(error), cudaGetErrorString(error));
   return kLaunchFailed;
+}
+
+// Lets a kernel be launched with so many bytes of dynamic shared memory, of which it has 48 KiB unasked.
+template <class Kernel>
+int32_t allow_shared(Kernel* kernel, int bytes) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  return launch_status();
+}
+#else
+template <class Kernel>
+int32_t allow_shared(Kernel*, int bytes) {
+  return static_cast<size_t>(bytes) <= emulator::kMaxShared ? kOk : kLaunchFailed;
 }
 #endif
 

@@ -3,7 +3,7 @@
 // A CUDA thread is a fiber with a stack of its own. Barriers and shuffles give control back to a scheduler, which goes
 // on when all threads of the block or warp have arrived, and aborts with a message when some never will. Blocks are
 // spread over OpenMP threads; shared variables (KERNELS_SHARED) are `static thread_local`, and hold NaN when a block
-// begins. KERNELS_SCHEDULE chooses the order in which threads run: 0 forwards, 1 backwards, above 1 shuffled by that
+// begins, as dynamic shared memory does (KERNELS_DYNAMIC_SHARED). KERNELS_SCHEDULE chooses the order in which threads run: 0 forwards, 1 backwards, above 1 shuffled by that
 // seed. Results must not depend on it.
 //
 // Not covered: time, registers, bank conflicts, and how other warps see memory without a barrier.
@@ -44,13 +44,22 @@ constexpr size_t kStackBytes = 128 * 1024;
 constexpr int kWarpSize = 32;
 constexpr uint32_t kRoundsBehind = 64;
 constexpr size_t kSlotBytes = 64;
+constexpr size_t kCopyBytes = 16;
+constexpr size_t kMaxShared = 227 * 1024;  // of a block, on sm_90
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+// 16 bytes on their way; without a source zeros are. Neither source nor destination: the end of a group.
+struct Copy {
+  void* to;
+  const void* from;
+};
 
 struct Fiber {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
   State state = State::kReady;
+  std::vector<Copy> copies;
 };
 
 struct Warp {
@@ -71,6 +80,8 @@ struct Block {
   size_t scheduler_stack_size = 0;
   const std::function<void()>* kernel = nullptr;
   std::vector<const void*> shared;  // variables that were filled
+  unsigned char* dynamic = nullptr;  // shared memory whose size the launch gives
+  size_t dynamic_size = 0;
 
   Fiber& fiber() { return fibers[current]; }
   Warp& warp() { return warps[current / kWarpSize]; }
@@ -174,6 +185,7 @@ inline void prepare_fibers(int threads) {
     for (int r = 0; r < kSavedRegisters; ++r) *--top = nullptr;
     fiber.stack_pointer = top;
     fiber.state = State::kReady;
+    fiber.copies.clear();
   }
 }
 
@@ -212,6 +224,7 @@ inline void run_block(uint32_t schedule, const std::function<void()>& kernel) {
   block->live = threads;
   block->arrived = 0;
   block->shared.clear();
+  if (block->dynamic_size > 0) std::memset(block->dynamic, 0xff, block->dynamic_size);
   block->warps.resize((threads + kWarpSize - 1) / kWarpSize);
   for (size_t w = 0; w < block->warps.size(); ++w) {
     block->warps[w].arrived = 0;
@@ -243,8 +256,26 @@ inline void run_block(uint32_t schedule, const std::function<void()>& kernel) {
   }
 }
 
+// Brings in the copies of this thread but for those of the last `left` groups.
+inline void wait_for_copies(int left) {
+  std::vector<Copy>& copies = block->fiber().copies;
+  size_t end = 0;
+  for (size_t i = copies.size(), ends = 0; i-- > 0 && end == 0;) {
+    if (copies[i].to == nullptr && ends++ == static_cast<size_t>(left)) end = i + 1;
+  }
+  for (size_t i = 0; i < end; ++i) {
+    if (copies[i].to == nullptr) continue;
+    if (copies[i].from == nullptr) {
+      std::memset(copies[i].to, 0, kCopyBytes);
+    } else {
+      std::memcpy(copies[i].to, copies[i].from, kCopyBytes);
+    }
+  }
+  copies.erase(copies.begin(), copies.begin() + end);
+}
+
 template <class Kernel>
-void launch(dim3 grid, dim3 size, Kernel kernel) {
+void launch(dim3 grid, dim3 size, size_t shared, Kernel kernel) {
   const std::function<void()> body = kernel;
   const int64_t blocks = static_cast<int64_t>(grid.x) * grid.y * grid.z;
   const uint32_t order = schedule();
@@ -254,12 +285,16 @@ void launch(dim3 grid, dim3 size, Kernel kernel) {
     block = &own;
     own.grid = grid;
     own.size = size;
+    const size_t rounded = (shared + kCopyBytes - 1) / kCopyBytes * kCopyBytes;
+    own.dynamic = static_cast<unsigned char*>(std::aligned_alloc(kCopyBytes, rounded));
+    own.dynamic_size = shared;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < blocks; ++i) {
       own.index = uint3{static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                         static_cast<unsigned>(i / grid.x / grid.y)};
       run_block(order, body);
     }
+    std::free(own.dynamic);
   }
 }
 
@@ -298,8 +333,9 @@ T shuffle(T value, int source) {
 #define KERNELS_SHARED(type, name, extents)  \
   static thread_local type name extents;     \
   emulator::begin_shared(&name, sizeof(name))
+#define KERNELS_DYNAMIC_SHARED(name) unsigned char* name = emulator::block->dynamic
 #define KERNELS_LAUNCH(kernel, grid, size, shared, stream, ...) \
-  ((void)(shared), (void)(stream), emulator::launch((grid), (size), [=] { kernel(__VA_ARGS__); }))
+  ((void)(stream), emulator::launch((grid), (size), (shared), [=] { kernel(__VA_ARGS__); }))
 #define KERNELS_LAUNCH_STATUS() kOk
 
 inline void __syncthreads() { emulator::block_barrier(); }
@@ -312,4 +348,6 @@ template <class T>
 T __shfl_sync(unsigned, T value, int source, int = 32) {
   return emulator::shuffle(value, source);
 }
+using std::max;
+using std::min;
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
