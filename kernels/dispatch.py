@@ -211,9 +211,9 @@ def is_gain(gain: Mapping[str, float]) -> bool:
 
 
 def speed(operation: str, backend: str, device: torch.device) -> float:
-    """How many times as fast as torch's own a backend was measured on a device; 0 where it was not."""
+    """How many times as fast as torch's own a backend or library was measured on a device; 0 where it was not."""
     gain = measured().get(device_name(device), {}).get(operation, {})
-    return gain.get("apex" if backend == "apex" else "speed", 0.0)
+    return gain.get("speed" if backend in build.FOR_RUNS else backend, 0.0)
 
 
 def device_name(device: torch.device) -> str:
@@ -224,7 +224,7 @@ def device_name(device: torch.device) -> str:
 @cache
 def measured() -> dict[str, dict[str, dict[str, float]]]:
     """By device and operation: how many times as fast as torch's own ours is (speed), in what share of its memory
-    (memory), and how many times as fast as torch's apex is (apex)."""
+    (memory), and how many times as fast as torch's those of a library are (apex, flash_attn)."""
     table: dict[str, dict[str, dict[str, float]]] = json.loads(MEASURED.read_text(encoding="utf-8"))
     return table
 

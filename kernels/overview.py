@@ -6,13 +6,15 @@ import torch
 
 from kernels import apex, build, dispatch
 from kernels.activation import BIAS_GELU, GATED
+from kernels.attention import ATTENTION, DROPPING_ATTENTION, SHORT_ATTENTION
 from kernels.cross_entropy import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
 from kernels.dispatch import Operation
 from kernels.embedding import EMBEDDING
 from kernels.norm import DROPOUT_ADD, LAYER_NORM, NORM
 from kernels.optimizer import ADAMW, GRADIENT_NORM, LAMB
 
-OF_MODELS = (NORM, LAYER_NORM, DROPOUT_ADD, BIAS_GELU, EMBEDDING, LINEAR_CROSS_ENTROPY)
+OF_ATTENTION = (ATTENTION, SHORT_ATTENTION, DROPPING_ATTENTION)
+OF_MODELS = (NORM, LAYER_NORM, DROPOUT_ADD, BIAS_GELU, EMBEDDING, LINEAR_CROSS_ENTROPY, *OF_ATTENTION)
 OPERATIONS = (*OF_MODELS, GATED, CROSS_ENTROPY, GRADIENT_NORM, ADAMW, LAMB)
 LIBRARIES = ("cpu", "cuda", "emulator")
 

@@ -12,7 +12,7 @@ from engine.models.embeddings import Embeddings
 from engine.models.layers import ActivatedLinear, AddNorm, LayerNorm, Linear
 from engine.models.layout import PackedLayout
 
-SITES_OF_A_LAYER = 2  # calls of dropout, each with masks of its own
+SITES_OF_A_LAYER = 3  # calls of dropout, each with masks of its own: attention weights, and two residual sums
 
 # N tokens in the packed batch, D hidden_size, I intermediate_size
 
@@ -33,7 +33,7 @@ class Transformer(nn.Module):
         self.embeddings = Embeddings(arch)
         self.layers = nn.ModuleList(Layer(arch) for _ in range(arch.num_layers))
         self.final_norm = LayerNorm(arch.hidden_size, arch.norm_eps) if arch.norm_position == "pre" else None
-        self.dropout = arch.hidden_dropout
+        self.drops = arch.hidden_dropout > 0.0 or arch.attention_dropout > 0.0
         self.checkpoint_layers = False
 
     def forward(self, tokens: Tensor, positions: Tensor, segments: Tensor | None, layout: PackedLayout) -> Tensor:
@@ -48,7 +48,7 @@ class Transformer(nn.Module):
         Returns:
             [N, D], the dtype of the weights.
         """
-        seed = draw_seed(tokens.device) if self.training and self.dropout else None
+        seed = draw_seed(tokens.device) if self.training and self.drops else None
         hidden = self.embeddings(tokens, positions, segments, seed)  # [N, D]
         for index, layer in enumerate(self.layers):
             site = 1 + SITES_OF_A_LAYER * index  # 0 is that of the embeddings
@@ -84,12 +84,12 @@ class Layer(nn.Module):
             [N, D], same dtype.
         """
         if self.pre_norm:
-            branch = self.attention(self.attention_norm(hidden), layout)
-            normed, hidden = self.mlp_norm(branch, hidden, seed, site)
+            branch = self.attention(self.attention_norm(hidden), layout, seed, site)
+            normed, hidden = self.mlp_norm(branch, hidden, seed, site + 1)
             width = self.mlp.down.out_features
-            return dropout_add(self.mlp(normed), hidden, self.dropout, self.training, seed, site + 1, width)
-        hidden, _ = self.attention_norm(self.attention(hidden, layout), hidden, seed, site)
-        hidden, _ = self.mlp_norm(self.mlp(hidden), hidden, seed, site + 1)
+            return dropout_add(self.mlp(normed), hidden, self.dropout, self.training, seed, site + 2, width)
+        hidden, _ = self.attention_norm(self.attention(hidden, layout, seed, site), hidden, seed, site + 1)
+        hidden, _ = self.mlp_norm(self.mlp(hidden), hidden, seed, site + 2)
         return hidden
 
 

@@ -178,7 +178,9 @@ def _loss(terms: dict[str, LossTerm]) -> Tensor:
     return total
 
 
-def _attend_on_gpu(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float) -> Tensor:
+def _attend_on_gpu(
+    qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float = 0.0, seed: Tensor | None = None, site: int = 0
+) -> Tensor:
     """As ``attend`` does it on a GPU from Ampere on; torch's kernels for fp32 keep the same."""
     return _Flash.apply(qkv, len(layout.lengths))
 

@@ -1,4 +1,4 @@
-"""Packed attention against a masked softmax over the whole batch, in float64."""
+"""Attention by other libraries against a masked softmax over the whole batch, in float64."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.models import attention
-from engine.models.attention import run_attention, varlen_attention, varlen_fits
+from engine.models import attention_libraries as libraries
+from engine.models.attention_libraries import flash_attention, flash_fits, run_attention, varlen_attention
 from engine.models.layout import PackedLayout
+from kernels import dispatch
 
 LENGTHS = (5, 5, 1, 13, 0, 2, 2, 2)
 HEADS, HEAD_SIZE = 3, 12
@@ -100,7 +101,7 @@ def test_runs_skip_empty_sequences() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_varlen_is_called_as_its_signature_asks(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel needs a GPU; a stand-in with its signature shows that the arguments mean what they should."""
-    real = attention.load_varlen()
+    real = libraries.load_varlen()
     if real is None:
         pytest.skip("needs a torch with torch.nn.attention.varlen")
 
@@ -112,20 +113,77 @@ def test_varlen_is_called_as_its_signature_asks(causal: bool, monkeypatch: pytes
         qkv = torch.stack([given["query"], given["key"], given["value"]], 1)
         return masked_softmax_attention(qkv, lengths, causal={(-1, -1): False, (-1, 0): True}[given["window_size"]])
 
-    monkeypatch.setattr(attention, "load_varlen", lambda: stand_in)
+    monkeypatch.setattr(libraries, "load_varlen", lambda: stand_in)
     qkv, layout = random_qkv(torch.float64), PackedLayout.from_lengths(LENGTHS)
     torch.testing.assert_close(varlen_attention(qkv, layout, causal), run_attention(qkv, layout, causal))
 
 
-def test_varlen_is_not_taken_on_a_cpu() -> None:
-    assert not varlen_fits(random_qkv(torch.bfloat16), 0.0)
+def flash_stand_in(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float = 0.0, softmax_scale: float | None = None,
+    causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes: Any = None,
+    deterministic: bool = False, return_attn_probs: bool = False,
+) -> Tensor:  # fmt: skip
+    """With the signature of flash_attn_varlen_qkvpacked_func in flash-attn 2.8."""
+    lengths = tuple(cu_seqlens.diff().tolist())
+    assert deterministic and max_seqlen == max(lengths)
+    return masked_softmax_attention(qkv, lengths, causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attn_is_called_as_its_signature_asks(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "load_flash_attn", lambda: flash_stand_in)
+    qkv, layout = random_qkv(torch.float64), PackedLayout.from_lengths(LENGTHS)
+    torch.testing.assert_close(flash_attention(qkv, layout, causal), run_attention(qkv, layout, causal))
+
+
+def test_flash_kernels_are_not_taken_on_a_cpu() -> None:
+    assert not flash_fits(random_qkv(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("varlen", "flash_attn", "measured", "dropout", "chosen"),
+    [
+        (True, False, 0.0, 0.0, varlen_attention),
+        (True, False, 0.0, 0.1, run_attention),  # torch's flash kernel has no dropout
+        (True, True, 0.0, 0.0, varlen_attention),
+        (True, True, 0.9, 0.0, varlen_attention),
+        (True, True, 1.1, 0.0, flash_attention),
+        (True, True, 0.0, 0.1, flash_attention),
+        (False, True, 0.0, 0.0, flash_attention),
+        (False, False, 0.0, 0.0, run_attention),
+    ],
+)
+def test_the_library_is_chosen_by_what_it_has_and_by_measurement(
+    varlen: bool, flash_attn: bool, measured: float, dropout: float, chosen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libraries, "flash_fits", lambda qkv: True)
+    monkeypatch.setattr(libraries, "load_varlen", lambda: object() if varlen else None)
+    monkeypatch.setattr(libraries, "load_flash_attn", lambda: object() if flash_attn else None)
+    name = "attention_dropout" if dropout else "attention_short"
+    monkeypatch.setattr(dispatch, "measured", lambda: {"cpu": {name: {"flash_attn": measured}}})
+    qkv, layout = random_qkv(torch.bfloat16), PackedLayout.from_lengths(LENGTHS)
+    assert libraries._choose(qkv, layout, dropout) is chosen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [LENGTHS, (0,), ()], ids=str)
+def test_filler_is_zero_and_has_no_gradient(dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
+    real = sum(lengths)
+    qkv = random_qkv(dtype, real + 7).requires_grad_()
+    context = libraries.attend(qkv, PackedLayout.from_lengths(lengths), False, 0.0)
+    (context * context.detach().add(1.0)).sum().backward()
+    assert qkv.grad is not None and context.shape == (real + 7, HEADS, HEAD_SIZE)
+    assert not context[real:].any() and not qkv.grad[real:].any()
+    if real:
+        expected = run_attention(qkv[:real], PackedLayout.from_lengths(lengths), False)
+        assert torch.equal(context[:real], expected) and qkv.grad[:real].any()
 
 
 def test_long_bf16_sequences_do_not_build_their_scores() -> None:
-    lengths = (attention.MATMUL_MAX_LENGTH + 1,)
+    lengths = (libraries.MATMUL_MAX_LENGTH + 1,)
     qkv = random_qkv(torch.bfloat16, lengths[0])
-    assert not attention.matmul_fits(qkv, PackedLayout.from_lengths(lengths))
-    assert attention.matmul_fits(qkv, PackedLayout.from_lengths(LENGTHS))
+    assert not libraries.matmul_fits(qkv, PackedLayout.from_lengths(lengths))
+    assert libraries.matmul_fits(qkv, PackedLayout.from_lengths(LENGTHS))
     found = run_attention(qkv, PackedLayout.from_lengths(lengths), True)
     expected = masked_softmax_attention(qkv.double(), lengths, True)
     torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=2e-2)
@@ -138,9 +196,7 @@ def test_long_bf16_sequences_do_not_build_their_scores() -> None:
 def test_varlen_equals_masked_softmax_on_a_gpu(causal: bool, dtype: torch.dtype) -> None:
     lengths = (70, 70, 1, 130, 33, 0)
     qkv = random_qkv(dtype, sum(lengths), head_size=64).cuda().requires_grad_()
-    assert varlen_fits(qkv, 0.0)
-    assert not varlen_fits(qkv, 0.1)
-    assert not varlen_fits(qkv.float(), 0.0)
+    assert flash_fits(qkv) and not flash_fits(qkv.float())
     found = varlen_attention(qkv, PackedLayout.from_lengths(lengths, "cuda"), causal)
     reference = qkv.detach().double().cpu().requires_grad_()
     expected = masked_softmax_attention(reference, lengths, causal)
