@@ -43,11 +43,19 @@ struct AttentionBackward {
   const void* dout;  // [N, H, K]
   void* dqkv;        // [N, H + 2 G, K]
   float* delta;      // [H, N], workspace: sums of dout out
-  float* dq;         // [H, N, K], workspace of a GPU where a sequence has several tiles of keys; or null
+  float* dq;         // [H, N, K], workspace of a GPU where wants_dq says so; or null, which costs time
   float* dbias;      // [H, 2 L - 1], or null
-  float* partial;    // [blocks, H, 2 L - 1], workspace of dbias
-  int64_t blocks;    // that the sums of dbias are dealt to
+  float* partial;    // [blocks, H, 2 L - 1], workspace of dbias: what is in it before does not matter
+  int64_t blocks;    // that the sums of dbias are dealt to, any number from 1 on
 };
+
+constexpr int64_t kKeyTile = 64;        // keys that a block of a GPU has at once in the gradient
+constexpr int64_t kWholeLongest = 256;  // where one block takes a sequence and a head of keys in the gradient
+
+// Whether the gradient on a GPU has a use for AttentionBackward::dq.
+inline bool wants_dq(const Attention& in) {
+  return in.longest > kKeyTile && in.longest <= kWholeLongest && in.bias == nullptr;
+}
 
 // Whether query i sees key j.
 KERNELS_HD bool visible(Mask mask, int prefix, int i, int j) { return mask == Mask::kFull || j <= i || j < prefix; }
