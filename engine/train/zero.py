@@ -19,6 +19,7 @@ from engine.config.optimizer import OptimizerConfig
 from engine.data.batch import PackedBatch
 from engine.models.model import Model
 from engine.objectives.base import LossTerm, Objective
+from engine.train.bf16_gradients import collect_in_one_pass
 from engine.train.clipping import clip, hand_over_factors, total_norm
 from engine.train.distributed import local_rank_for_deepspeed
 from engine.train.loss_scale import AT_MINIMUM, LossScaling, minimum_message
@@ -88,6 +89,8 @@ class ZeroEngine:
             self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy all gradients to sum up one
         if layout_of(self.deepspeed) == UNFUSED:
             self.deepspeed.optimizer.unscale_and_clip_grads = self._clip_unfused
+        if layout_of(self.deepspeed) == BF16:
+            collect_in_one_pass(self.deepspeed.optimizer)
         hand_over_factors(self.deepspeed, optimizer)
         if self._plain:
             self.deepspeed.clip_fp32_gradients = lambda: None  # it computes the norm, and drops it
