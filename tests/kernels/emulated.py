@@ -12,7 +12,7 @@ from kernels import build
 DRIVERS = Path(__file__).with_name("drivers")
 OPERATIONS = sorted(path.stem for path in DRIVERS.glob("*.cpp"))
 SCHEDULES = ("0", "1", "7", "99", "12345")
-BARRIER = re.compile(r"__sync(?:threads|warp)\(\);")
+BARRIER = re.compile(r"(?:__sync(?:threads|warp)|wait_for_copies<\d+>)\(\);")  # of threads, or of a thread's copies
 
 
 def compile_driver(operation: str, folder: Path, source: str | None = None, *flags: str) -> Path:

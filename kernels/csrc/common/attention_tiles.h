@@ -11,6 +11,29 @@ namespace kernels {
 template <int kSize>
 constexpr int kRowStride = kSize + 8;
 
+// Numbers between a head's rows of two tokens, in qkv and dqkv.
+template <int kSize>
+__device__ __forceinline__ int stride_of(const Attention& in) {
+  return static_cast<int>(in.heads + 2 * in.kv_heads) * kSize;
+}
+
+// Where query head `head` has its query of a token, and the key that it sees of it; the value is `values_behind` further.
+template <class T, int kSize>
+__device__ __forceinline__ const T* query_of(const Attention& in, int64_t token, int head) {
+  return static_cast<const T*>(in.qkv) + token * stride_of<kSize>(in) + head * kSize;
+}
+
+template <class T, int kSize>
+__device__ __forceinline__ const T* key_of(const Attention& in, int64_t token, int head) {
+  const int heads = static_cast<int>(in.heads), kv_heads = static_cast<int>(in.kv_heads);
+  return query_of<T, kSize>(in, token, heads + head / (heads / kv_heads));
+}
+
+template <int kSize>
+__device__ __forceinline__ int values_behind(const Attention& in) {
+  return static_cast<int>(in.kv_heads) * kSize;
+}
+
 // Rows [first, first + rows of the tile) of a sequence; sequence S is the filler behind the last one.
 struct Tile {
   int sequence, first;
@@ -50,6 +73,49 @@ __device__ __forceinline__ void copy_rows(T* shared, const T* head, int64_t stri
     const bool there = first + row < length;
     const T* from = head + (there ? (first + row) * stride : 0) + column;
     copy_async(shared + row * kRowStride<kSize> + column, from, there);
+  }
+}
+
+// Where the key at a place of 32 in shared memory stands among them, if a thread shall have the scores of eight
+// neighbours, for which dropout draws together: of the matrices d at places 0, 8, 16 and 24 it has the columns 2t and
+// 2t + 1.
+__device__ __forceinline__ int key_at(int place) { return place % 8 / 2 * 8 + place / 8 * 2 + place % 2; }
+
+// Begins to copy keys [first, first + rows) and their values to shared memory as copy_rows does, each 32 in the order of
+// key_at; `key` is where key 0 lies.
+template <class T, int kSize>
+__device__ __forceinline__ void copy_keys(T* keys, T* values, const Attention& in, const T* key, int first, int rows,
+                                          int length) {
+  constexpr int kPacks = kSize / kPack;
+  for (int i = threadIdx.x; i < rows * kPacks; i += blockDim.x) {
+    const int row = i / kPacks, to = row * kRowStride<kSize> + i % kPacks * kPack;
+    const int number = first + row / 32 * 32 + key_at(row % 32);
+    const bool there = number < length;
+    const T* from = key + i % kPacks * kPack;
+    if (there) from += static_cast<int64_t>(number) * stride_of<kSize>(in);
+    copy_async(keys + to, from, there);
+    copy_async(values + to, from + values_behind<kSize>(in), there);
+  }
+}
+
+// Four pairs of 16-bit numbers, which a thread loads or stores at once.
+struct alignas(16) Words {
+  uint32_t word[4];
+};
+
+// Word i of thread t of a quad becomes word t of thread i: from rows in memory, of which a thread has eight neighbours,
+// to fragments a, and from d back.
+__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = (threadIdx.x & bit) != 0;
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      const int low = bit == 1 ? 2 * pair : pair, high = low + bit;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? words[low] : words[high], bit);
+      words[low] = upper ? got : words[low];
+      words[high] = upper ? words[high] : got;
+    }
   }
 }
 

@@ -3,8 +3,8 @@
 // A CUDA thread is a fiber with a stack of its own. Barriers and shuffles give control back to a scheduler, which goes
 // on when all threads of the block or warp have arrived, and aborts with a message when some never will. Blocks are
 // spread over OpenMP threads; shared variables (KERNELS_SHARED) are `static thread_local`, and hold NaN when a block
-// begins, as dynamic shared memory does (KERNELS_DYNAMIC_SHARED). KERNELS_SCHEDULE chooses the order in which threads run: 0 forwards, 1 backwards, above 1 shuffled by that
-// seed. Results must not depend on it.
+// begins, as dynamic shared memory does (KERNELS_DYNAMIC_SHARED). KERNELS_SCHEDULE chooses the order in which threads
+// run: 0 forwards, 1 backwards, above 1 shuffled by that seed. Results must not depend on it.
 //
 // Not covered: time, registers, bank conflicts, and how other warps see memory without a barrier.
 #pragma once
@@ -324,6 +324,17 @@ T shuffle(T value, int source) {
   return result;
 }
 
+// Whether a thread of the warp says so; all threads of the warp take part.
+inline bool any_of_warp(bool value) {
+  Warp& warp = block->warp();
+  warp.slot[block->current % kWarpSize][0] = value ? 1 : 0;
+  warp_barrier();
+  bool result = false;
+  for (int i = 0; i < kWarpSize; ++i) result = result || warp.slot[i][0] != 0;
+  warp_barrier();
+  return result;
+}
+
 }  // namespace emulator
 
 #define threadIdx (emulator::thread_index())
@@ -348,6 +359,7 @@ template <class T>
 T __shfl_sync(unsigned, T value, int source, int = 32) {
   return emulator::shuffle(value, source);
 }
+inline bool __any_sync(unsigned, bool value) { return emulator::any_of_warp(value); }
 using std::max;
 using std::min;
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
