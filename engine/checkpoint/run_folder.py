@@ -50,6 +50,7 @@ MAY_CHANGE = (
     "train.nonfinite",
     "train.max_skipped_steps",
     "train.activation_checkpointing",
+    "train.fixed_shapes",
     "train.compile",
     "train.optimizer.backend",
     "train_file",

@@ -25,6 +25,7 @@ class TrainConfig:
         batch_ramp: smaller batches first, as {step: batch_size until that step}.
         micro_batch_size: rows per forward pass of one rank; accumulation follows from it.
         activation_checkpointing: keep the input of each layer alone and compute the rest again in the backward pass.
+        fixed_shapes: fill batches up, so that few differ in shape; not given: on GPUs.
         compile: let torch.compile fuse what it can of a layer; the first steps take a minute or more.
         nonfinite: a step whose loss or gradient is not finite: stop the run, or skip the step.
         max_skipped_steps: steps skipped in a row (overflow in fp16, or nonfinite skip) before the run stops.
@@ -49,6 +50,7 @@ class TrainConfig:
     batch_ramp: dict[int, int] = field(default_factory=dict)
     micro_batch_size: int = 8
     activation_checkpointing: bool = False
+    fixed_shapes: bool | None = None
     compile: bool = False
     nonfinite: str = NONFINITE[0]
     max_skipped_steps: int = 100
@@ -85,6 +87,10 @@ class TrainConfig:
         found += ramp_problems("train.batch_ramp", self.batch_ramp, self.batch_size, "train.batch_size", least=1)
         found += endless_ramp("train.batch_ramp", self.batch_ramp, self.steps, "train.batch_size")
         return found + self.optimizer.problems() + self.schedule.problems()
+
+    def fills_batches(self, device_type: str) -> bool:
+        """Whether batches are filled up to fixed shapes on a device: cuda or cpu."""
+        return device_type != "cpu" if self.fixed_shapes is None else self.fixed_shapes
 
     def completed(self) -> Self:
         """The same with the defaults of its optimizer and its schedule filled in."""

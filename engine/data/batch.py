@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,7 +30,7 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """Inputs and targets of one forward pass; N tokens, S sequences.
+    """Inputs and targets of one forward pass; N tokens, S sequences, filler included where shapes are fixed.
 
     Attributes:
         tokens: [N] int64.
@@ -38,7 +38,7 @@ class PackedBatch:
         segments: [N] int64, or None where all tokens are in segment 0.
         layout: sequence boundaries.
         targets: per objective.
-        counts: targets per objective, host integers that the loss is divided by.
+        counts: targets per objective without filler, host integers that the loss is divided by.
     """
 
     tokens: Tensor
@@ -50,24 +50,24 @@ class PackedBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the batch, special tokens included."""
-        return int(self.tokens.shape[0])
+        """Tokens in the batch, special tokens included, filler not."""
+        return int(self.tokens.shape[0]) - self.layout.num_filler
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on a device; copies from pinned memory do not wait."""
         if device.type == "cpu":
             return self
+        return self.each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.pin_memory().to(device, non_blocking=True)
-
+    def each(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        """The same batch with a function's result for each of its tensors."""
         return replace(
             self,
-            tokens=move(self.tokens),
-            positions=move(self.positions),
-            segments=None if self.segments is None else move(self.segments),
-            layout=PackedLayout(move(self.layout.cu_seqlens), self.layout.lengths),
-            targets={k: Targets(move(t.index), move(t.labels)) for k, t in self.targets.items()},
+            tokens=function(self.tokens),
+            positions=function(self.positions),
+            segments=None if self.segments is None else function(self.segments),
+            layout=replace(self.layout, cu_seqlens=function(self.layout.cu_seqlens)),
+            targets={name: Targets(function(t.index), function(t.labels)) for name, t in self.targets.items()},
         )
 
 

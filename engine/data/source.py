@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.batch import PackedBatch
+from engine.data.filler import filled
 from engine.data.rows import Row
 from engine.objectives.base import PretrainingObjective
 from engine.train.timeline import StepSettings, Timeline
@@ -138,12 +139,26 @@ class StepBatches:
     waited: float = 0.0
 
 
-def step_batches(source: BatchSource, step: StepSettings, rank: int, world_size: int) -> StepBatches:
-    """Micro-batches of a rank: number g holds positions [g m, (g + 1) m) of the step and runs on rank g mod ranks."""
+def step_batches(
+    source: BatchSource, step: StepSettings, rank: int, world_size: int, fixed_shapes: bool = False
+) -> StepBatches:
+    """Micro-batches of a rank: number g holds positions [g m, (g + 1) m) of the step and runs on rank g mod ranks.
+
+    Args:
+        source: the samples.
+        step: what the step takes.
+        rank: this process.
+        world_size: ranks.
+        fixed_shapes: whether to fill each up to a shape that few others differ from.
+    """
     numbers = list(range(rank, step.batch_size // step.micro_batch_size, world_size))
     if len(numbers) != step.shape(world_size).accumulation:  # this rank would leave the others waiting for it
         raise ValueError(f"step {step.step + 1} gives rank {rank} of {world_size} {len(numbers)} micro-batches")
-    return StepBatches(step, numbers, [source.batch(positions_of(step, number), step) for number in numbers])
+    batches = [source.batch(positions_of(step, number), step) for number in numbers]
+    if fixed_shapes:
+        most = step.micro_batch_size * step.seq_length
+        batches = [filled(batch, most or None, step.seq_length or None) for batch in batches]
+    return StepBatches(step, numbers, batches)
 
 
 def positions_of(step: StepSettings, number: int) -> range:
@@ -155,7 +170,15 @@ def positions_of(step: StepSettings, number: int) -> range:
 class Prefetcher:
     """Step batches in order, prepared by a thread; an error there is raised where the batch is asked for."""
 
-    def __init__(self, source: BatchSource, timeline: Timeline, first_step: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        timeline: Timeline,
+        first_step: int,
+        rank: int,
+        world_size: int,
+        fixed_shapes: bool = False,
+    ) -> None:
         """Start the thread.
 
         Args:
@@ -164,17 +187,26 @@ class Prefetcher:
             first_step: the step to begin with; the timeline's last one is the last.
             rank: this process.
             world_size: ranks.
+            fixed_shapes: whether to fill batches up.
         """
         self._queue: queue.Queue[StepBatches | BaseException] = queue.Queue(maxsize=PREFETCHED_STEPS)
         self._stop = threading.Event()
-        arguments = (source, timeline, first_step, rank, world_size)
+        arguments = (source, timeline, first_step, rank, world_size, fixed_shapes)
         self._thread = threading.Thread(target=self._work, args=arguments, name="prefetch", daemon=True)
         self._thread.start()
 
-    def _work(self, source: BatchSource, timeline: Timeline, first_step: int, rank: int, world_size: int) -> None:
+    def _work(
+        self,
+        source: BatchSource,
+        timeline: Timeline,
+        first_step: int,
+        rank: int,
+        world_size: int,
+        fixed_shapes: bool,
+    ) -> None:
         try:
             for step in range(first_step, timeline.steps):
-                if not self._put(step_batches(source, timeline.at(step), rank, world_size)):
+                if not self._put(step_batches(source, timeline.at(step), rank, world_size, fixed_shapes)):
                     return
             self._put(IndexError(f"there are no batches beyond step {timeline.steps}"))
         except BaseException as error:  # handed to the trainer, whatever it is

@@ -15,25 +15,39 @@ from torch import Tensor
 class PackedLayout:
     """Boundaries of S sequences that lie back to back in N tokens.
 
-    ``cu_seqlens`` is [S+1] int32 on the device of the tokens: 0, the running sum of lengths, N. ``lengths`` holds the
-    same as host integers, so that no step waits for the device. A length of 0 is filler and takes no part.
+    A length of 0 takes no part. Where batches are filled up to fixed shapes (``engine.data.filler``), filler stands
+    behind the last sequence: tokens that are in none, for which attention gives 0, and boundaries of sequences without
+    tokens, which all equal the end of the last one.
+
+    Attributes:
+        cu_seqlens: [S+1] int32 on the device of the tokens: 0, and the running sum of lengths, filler included.
+        lengths: tokens of each sequence as host integers, so that no step waits for the device; filler has none here.
+        num_filler: tokens behind the last sequence.
+        bound: of the lengths, the same for all batches of a stage; None where shapes are not fixed.
     """
 
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
+    num_filler: int = 0
+    bound: int | None = None
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> PackedLayout:
-        """Lay out sequences of these lengths in this order."""
+        """Lay out sequences of these lengths in this order, without filler."""
         boundaries = [0, *accumulate(lengths)]
         return cls(torch.tensor(boundaries, dtype=torch.int32, device=device), tuple(lengths))
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether the batch was filled up to a fixed shape."""
+        return self.bound is not None
+
+    @property
     def max_length(self) -> int:
-        """Length of the longest sequence, 0 for none."""
-        return max(self.lengths, default=0)
+        """A bound of the lengths: where shapes are fixed that of the stage, else the longest, 0 for none."""
+        return max(self.lengths, default=0) if self.bound is None else self.bound
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int], ...]:
-        """Consecutive sequences of equal length as (number of sequences, length)."""
+        """Consecutive sequences of equal length as (number of sequences, length); filler is in none."""
         return tuple((len(list(group)), length) for length, group in groupby(self.lengths) if length)

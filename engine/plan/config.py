@@ -12,7 +12,7 @@ from engine.config.train import BatchShape, TrainConfig
 PEAK_NAMES = ("h200", "h100", "a100", "l40s", "v100", "4090", "3090")
 BEFORE_BF16 = ("v100",)
 # Settings of a run that a plan does not look at: refused as options, told where a file holds them.
-NOT_PLANNED = ("init_from", "train.compile", "backend", "dry_run", "profile")
+NOT_PLANNED = ("init_from", "train.fixed_shapes", "train.compile", "backend", "dry_run", "profile")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from engine.config.deepspeed_json import DeepSpeedSettings
 from engine.config.deepspeed_zero import device_of
 from engine.config.optimizer import OptimizerConfig
 from engine.data.batch import PackedBatch
+from engine.data.filler import filled
 from engine.models.model import Model
 from engine.objectives.base import Objective
 from engine.optim.groups import freeze
@@ -165,6 +166,8 @@ def estimate_batch(
     sizes = sizes_of(model, optimizer)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[settings.precision])
+    if device_type != "cpu":
+        batch = filled(batch)
     trace = trace_micro_batch(model, objective, batch, device_type, activation_checkpointing)
     return _of_most(sizes, trace, settings, optimizer, world_size, device_type)
 
@@ -243,6 +246,8 @@ def _trace(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[precision])
     batch = planned_batch(objective, lengths, masking_rate)
+    if device_type != "cpu":
+        batch = filled(batch, sum(lengths), max(lengths))
     return trace_micro_batch(model, planned, batch, device_type, checkpoint_layers)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.data.batch import PackedBatch, Targets
+from engine.data.batch import PackedBatch
 from engine.models.attention import Attention
 from engine.models.embeddings import Embeddings
 from engine.models.layout import PackedLayout
@@ -206,14 +206,7 @@ def _stand_in_batch(batch: PackedBatch, mode: Any) -> PackedBatch:
             return FakeTensor(mode, tensor.to("meta"), torch.device("cpu"))
         return tensor.to("meta")
 
-    return replace(
-        batch,
-        tokens=convert(batch.tokens),
-        positions=convert(batch.positions),
-        segments=None if batch.segments is None else convert(batch.segments),
-        layout=PackedLayout(convert(batch.layout.cu_seqlens), batch.layout.lengths),
-        targets={name: Targets(convert(t.index), convert(t.labels)) for name, t in batch.targets.items()},
-    )
+    return batch.each(convert)
 
 
 @contextlib.contextmanager

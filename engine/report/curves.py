@@ -38,12 +38,13 @@ TITLES = {
     "mfu": "MFU, %",
     "memory_bytes": "Peak memory of a rank, GiB",
     "data_wait": "Waiting for data, % of the time",
+    "filler": "Filler, % of the computed tokens",
 }
 STEP_FIGURES = ("lr", "grad_norm", "loss_scale", "skipped_steps", "batch_size", "seq_length", "masking_rate", "stage")
-SPEED_FIGURES = ("tokens_per_second", "mfu", "memory_bytes", "data_wait")
+SPEED_FIGURES = ("tokens_per_second", "mfu", "memory_bytes", "data_wait", "filler")
 NOT_DRAWN = ("tokens", "eta")  # straight lines, or nearly
 RATIOS = ("perplexity", "grad_norm", "loss_scale")
-SHARES = ("mfu", "data_wait", "masking_rate", "accuracy")
+SHARES = ("mfu", "data_wait", "filler", "masking_rate", "accuracy")
 
 
 @dataclass(frozen=True)

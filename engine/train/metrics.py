@@ -46,6 +46,7 @@ class Window:
         counts: targets per term, over all ranks: tensors on the device.
         weights: weight of each term.
         tokens: real tokens of this rank.
+        filler: tokens of this rank that are none, computed so that shapes stay fixed.
         flops: operations of this rank.
         waited: seconds spent waiting for data.
         steps: optimizer steps.
@@ -57,6 +58,7 @@ class Window:
     counts: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
+    filler: int = 0
     flops: float = 0.0
     waited: float = 0.0
     steps: int = 0
@@ -148,7 +150,7 @@ class MetricsLog:
 def _shown(name: str, value: float | int) -> str:
     if name == "memory_bytes":
         return f"memory {value / 2**30:.2f} GiB"
-    if name in ("mfu", "data_wait") or "accuracy" in name:
+    if name in ("mfu", "data_wait", "filler") or "accuracy" in name:
         return f"{name} {value:.1%}"
     if name == "eta":
         return f"eta {int(value) // 3600}:{int(value) % 3600 // 60:02d}:{int(value) % 60:02d}"

@@ -95,6 +95,7 @@ class Trainer:
     def __init__(self, parts: TrainerParts, state: TrainerState) -> None:
         self.parts, self.state = parts, state
         self._device = parts.engine.device
+        self._fills = parts.config.fills_batches(self._device.type)
         self._peak = peak_flops(parts.config.peak_tflops)
         self._window = Window()
         self._stop = LaggingFlag(self._device)
@@ -110,7 +111,7 @@ class Trainer:
         """
         parts, state = self.parts, self.state
         self._log = MetricsLog(parts.writer.run.metrics, parts.config, parts.timeline.steps, state.step)
-        batches = Prefetcher(parts.source, parts.timeline, state.step, global_rank(), world_size())
+        batches = Prefetcher(parts.source, parts.timeline, state.step, global_rank(), world_size(), self._fills)
         try:
             self._profile = self._profiler()
             with profiled(self._profile) as step_ended:
@@ -197,6 +198,7 @@ class Trainer:
                 window.add(name, term)
             losses.append(torch.stack([term.loss_sum.detach() for term in terms.values()]).sum())
             window.tokens += batch.num_tokens
+            window.filler += batch.layout.num_filler
             window.flops += batch_flops(parts.arch, batch)
         window.steps += 1
         window.waited += work.waited
@@ -253,21 +255,24 @@ class Trainer:
         sums = window.sums()
         names = sorted(sums)
         local = [float(sums[name]) for name in names]
-        summed = all_reduce_sum([*local, window.tokens, window.flops], self._device).tolist()
+        *summed, tokens, filler, flops = all_reduce_sum(
+            [*local, window.tokens, window.filler, window.flops], self._device
+        ).tolist()
         raise_together(self.parts.writer.problem())  # a checkpoint that failed on one rank stops all
         now = self.parts.timeline.at(state.step - 1)
         seconds = time.perf_counter() - window.begun
-        state.tokens += int(summed[-2])
+        state.tokens += int(tokens)
         figures: dict[str, float | int | None] = {
-            **window.means(dict(zip(names, summed, strict=False))),
+            **window.means(dict(zip(names, summed, strict=True))),
             "lr": now.lr,
             "grad_norm": engine.gradient_norm(),
             "tokens": state.tokens,
-            "tokens_per_second": summed[-2] / seconds,
-            "mfu": summed[-1] / seconds / (self._peak * world_size()) if self._peak else None,
+            "tokens_per_second": tokens / seconds,
+            "mfu": flops / seconds / (self._peak * world_size()) if self._peak else None,
             "memory_bytes": max(gather_objects(memory_bytes(self._device))),
             "data_wait": window.waited / seconds,
             "eta": seconds / window.steps * (self.parts.timeline.steps - state.step),
+            **({"filler": filler / (tokens + filler)} if self._fills else {}),
             **self.parts.timeline.varying(now),
             **(self.parts.progress(state.step) if self.parts.progress else {}),
         }

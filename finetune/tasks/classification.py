@@ -99,8 +99,9 @@ class Classification:
 
     def losses(self, model: Model, batch: PackedBatch, with_accuracy: bool = False) -> dict[str, LossTerm]:
         """Cross-entropy of the classes."""
-        labels, count = batch.targets[self.name].labels, batch.counts[self.name]
-        return {self.name: cross_entropy_term(self.logits(model, batch), labels, count, with_accuracy)}
+        target, count = batch.targets[self.name], batch.counts[self.name]
+        logits = self.logits(model, batch)[target.index]  # [M, number of classes]
+        return {self.name: cross_entropy_term(logits, target.labels, count, with_accuracy)}
 
     def measure(self, model: Model, batch: PackedBatch) -> Float64:
         """Cross-entropy and predicted class of each example: [S, 2]."""
