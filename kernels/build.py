@@ -30,6 +30,8 @@ from kernels.build_lock import only_one, say
 SOURCES = Path(__file__).resolve().parent / "csrc"
 TORCH_ABI = "0x020b000000000000"  # the oldest torch that a build serves: 2.11
 CPU_LEVELS = ("v2", "v3", "v4") if platform.machine() == "x86_64" else ("generic",)
+BF16_LEVEL = "v4bf16"  # v4 and the multiplication of bf16 numbers, for the sources that have one
+BF16_SOURCES = ("cpu/attention.cpp",) if "v4" in CPU_LEVELS else ()
 CUDA_ARCHITECTURES = ("80", "90")  # and PTX of the last, for what comes later
 CUDA_FLAGS = (
     "-std=c++17", "-O3", "-lineinfo", "--Werror", "all-warnings", "-Xptxas", "-v",
@@ -132,12 +134,17 @@ def _cpu() -> Library:
     compiler = str(host_compiler())
     commands = [Command("torch/operators.cpp", (compiler, *_torch_flags(), "-DKERNELS_CPU"))]
     for source in _files("cpu", ".cpp", but=("levels.cpp",)):
-        for level in CPU_LEVELS:
-            march = () if level == "generic" else (f"-march=x86-64-{level}",)
-            flags = ("-O3", "-fopenmp-simd", *EXACT.get(source, FAST), *march, f"-DKERNELS_LEVEL={level}")
+        for level in (*CPU_LEVELS, *((BF16_LEVEL,) if source in BF16_SOURCES else ())):
+            flags = ("-O3", "-fopenmp-simd", *EXACT.get(source, FAST), *_of_level(level), f"-DKERNELS_LEVEL={level}")
             commands.append(Command(source, (compiler, *HOST_FLAGS, *flags)))
     commands.append(Command("cpu/levels.cpp", (compiler, *HOST_FLAGS, "-O2")))
     return Library("cpu", ("common", "cpu", "torch"), tuple(commands), (compiler, "-shared", *_torch_libraries()))
+
+
+def _of_level(level: str) -> tuple[str, ...]:
+    if level == BF16_LEVEL:
+        return ("-march=x86-64-v4", "-mavx512bf16")
+    return () if level == "generic" else (f"-march=x86-64-{level}",)
 
 
 def _cuda() -> Library:

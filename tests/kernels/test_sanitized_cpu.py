@@ -10,7 +10,7 @@ import pytest
 from kernels import build
 
 pytestmark = pytest.mark.skipif(build.missing("cpu") is not None, reason=str(build.missing("cpu")))
-OPERATIONS = ("activation", "cross_entropy")
+DRIVERS = {"sanitized_cpu.cpp": ("activation", "cross_entropy"), "sanitized_attention.cpp": ("attention",)}
 LEVEL = build.CPU_LEVELS[0]  # sanitizers look at what is written in C++, which is the same at each
 # What no number stands for is no part of "undefined":
 SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-O1", "-g1")
@@ -37,11 +37,11 @@ def compile_one(tmp_path_factory):
     return compile_source
 
 
-def run(compile_one, folder: Path, mutants: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Link and run the driver, with other texts for some operations."""
-    sources = [build.SOURCES / "cpu" / f"{operation}.cpp" for operation in OPERATIONS]
+def run(compile_one, folder: Path, driver: str, mutants: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Link and run a driver, with other texts for some operations."""
+    sources = [build.SOURCES / "cpu" / f"{operation}.cpp" for operation in DRIVERS[driver]]
     objects = [compile_one(source, mutants.get(source.stem)) for source in sources]
-    objects.append(compile_one(Path(__file__).with_name("sanitized_cpu.cpp")))
+    objects.append(compile_one(Path(__file__).with_name(driver)))
     objects.append(compile_one(build.SOURCES / "cpu" / "levels.cpp"))
     program = folder / "program"
     command = [str(build.host_compiler()), *SANITIZERS, *map(str, objects), "-o", str(program)]
@@ -49,25 +49,41 @@ def run(compile_one, folder: Path, mutants: dict[str, str]) -> subprocess.Comple
     return subprocess.run([program], capture_output=True, text=True, check=False, timeout=100)
 
 
-def test_sanitizers_find_nothing(compile_one, tmp_path):
-    done = run(compile_one, tmp_path, {})
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_sanitizers_find_nothing(driver, compile_one, tmp_path):
+    done = run(compile_one, tmp_path, driver, {})
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("driver", "source", "old", "new", "said"),
     [
         (
+            "sanitized_cpu.cpp",
+            "cross_entropy",
             "power_of_whole(n)",
             "static_cast<float>(static_cast<int32_t>(n))",
             "outside the range of representable values",
         ),
-        ("gradient[label] = from_float<T>((values", "gradient[50 * width] = from_float<T>((values", "buffer-overflow"),
+        (
+            "sanitized_cpu.cpp",
+            "cross_entropy",
+            "gradient[label] = from_float<T>((values",
+            "gradient[50 * width] = from_float<T>((values",
+            "buffer-overflow",
+        ),
+        (
+            "sanitized_attention.cpp",
+            "attention",
+            "in_.size, out.row(i));",
+            "in_.size, out.row(i + 1));",
+            "buffer-overflow",
+        ),
     ],
-    ids=["cast", "write"],
+    ids=["cast", "write", "row"],
 )
-def test_sanitizers_find_what_is_put_there(old, new, said, compile_one, tmp_path):
-    text = (build.SOURCES / "cpu" / "cross_entropy.cpp").read_text()
+def test_sanitizers_find_what_is_put_there(driver, source, old, new, said, compile_one, tmp_path):
+    text = (build.SOURCES / "cpu" / f"{source}.cpp").read_text()
     assert text.count(old) == 1
-    done = run(compile_one, tmp_path, {"cross_entropy": text.replace(old, new)})
+    done = run(compile_one, tmp_path, driver, {source: text.replace(old, new)})
     assert done.returncode != 0 and said in done.stderr

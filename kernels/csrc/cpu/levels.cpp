@@ -19,11 +19,24 @@ int choose() {
 #endif
 }
 
+bool multiplies_bf16() {
+#if defined(__x86_64__)
+  return std::getenv("KERNELS_CPU_LEVEL") == nullptr && choose() == 4 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 int cpu_level() {
   static const int level = choose();
   return level;
+}
+
+bool cpu_multiplies_bf16() {
+  static const bool answer = multiplies_bf16();
+  return answer;
 }
 
 }  // namespace kernels

@@ -12,6 +12,9 @@ namespace kernels {
 // The level of this machine, 2 to 4 for x86-64-v2 to -v4: KERNELS_CPU_LEVEL lowers it.
 int cpu_level();
 
+// Whether it also multiplies bf16 numbers; not where KERNELS_CPU_LEVEL names a level.
+bool cpu_multiplies_bf16();
+
 }  // namespace kernels
 
 #define KERNELS_JOIN_(a, b) a##b
@@ -23,7 +26,15 @@ int cpu_level();
 #define KERNELS_LEVELS(Table, name)                                                        \
   extern const Table name##v2, name##v3, name##v4;                                         \
   inline const Table& name() { return cpu_level() >= 4 ? name##v4 : cpu_level() == 3 ? name##v3 : name##v2; }
+// So with another one above -v4, of what multiplies bf16 numbers.
+#define KERNELS_LEVELS_BF16(Table, name)                                                                        \
+  extern const Table name##v2, name##v3, name##v4, name##v4bf16;                                                \
+  inline const Table& name() {                                                                                  \
+    if (cpu_multiplies_bf16()) return name##v4bf16;                                                             \
+    return cpu_level() >= 4 ? name##v4 : cpu_level() == 3 ? name##v3 : name##v2;                                \
+  }
 #else
+#define KERNELS_LEVELS_BF16(Table, name) KERNELS_LEVELS(Table, name)
 #define KERNELS_LEVELS(Table, name)   \
   extern const Table name##generic;   \
   inline const Table& name() { return name##generic; }

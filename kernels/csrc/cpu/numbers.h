@@ -57,6 +57,23 @@ class Floats {
   float* data_;
 };
 
+// Room for words that begin with a line of the cache; what they are is open.
+template <class Word>
+class Room {
+ public:
+  explicit Room(int64_t size) : data_(static_cast<Word*>(std::aligned_alloc(64, (size * sizeof(Word) / 64 + 1) * 64))) {
+    if (data_ == nullptr) std::abort();
+  }
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  ~Room() { std::free(data_); }
+
+  Word* data() { return data_; }
+
+ private:
+  Word* data_;
+};
+
 // Calls the function with a value of the C++ type of `type`.
 template <class Function>
 void with_type(Type type, Function function) {
@@ -76,14 +93,15 @@ inline void read_parameter(const void* parameter, Type type, int64_t width, floa
   });
 }
 
-// The factors of a row's elements under dropout, 0 or the scale: [width], rounded up to a multiple of kDraws.
-inline void dropout_factors(const Dropout& dropout, int64_t row, int64_t width, float* out) {
+// The factors of a row's elements [first, first + width) under dropout, 0 or the scale: [width], rounded up to a multiple
+// of kDraws, of which `first` is one.
+inline void dropout_factors(const Dropout& dropout, int64_t row, int64_t width, float* out, int64_t first = 0) {
   const uint64_t seed = *dropout.seed;
   const float scale = keep_scale(dropout.threshold);
   const int64_t groups = (width + kDraws - 1) / kDraws;
 #pragma omp simd
   for (int64_t group = 0; group < groups; ++group) {
-    const Draws draws = philox(seed, dropout.site, row, static_cast<uint32_t>(group));
+    const Draws draws = philox(seed, dropout.site, row, static_cast<uint32_t>(first / kDraws + group));
     for (int i = 0; i < kDraws; ++i) out[group * kDraws + i] = draws.at(i) < dropout.threshold ? 0.0f : scale;
   }
 }
