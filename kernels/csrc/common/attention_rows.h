@@ -45,7 +45,7 @@ struct Rows {
   }
 };
 
-// Loads the queries from `first` on. The sign of a scale goes to them, so that the largest score stays that when scaled.
+// Loads the queries from `first` on. The sign of the scale goes to them, so that the largest score stays the largest.
 template <class T, int kSize, int kMatrices>
 __device__ __forceinline__ void begin_rows(Rows<kSize, kMatrices>& rows, const Attention& in, const Head& head,
                                            int first) {

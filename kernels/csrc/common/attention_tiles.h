@@ -17,7 +17,7 @@ __device__ __forceinline__ int stride_of(const Attention& in) {
   return static_cast<int>(in.heads + 2 * in.kv_heads) * kSize;
 }
 
-// Where query head `head` has its query of a token, and the key that it sees of it; the value is `values_behind` further.
+// Where a head of queries has that of a token, and the key that it sees of it; the value is `values_behind` further.
 template <class T, int kSize>
 __device__ __forceinline__ const T* query_of(const Attention& in, int64_t token, int head) {
   return static_cast<const T*>(in.qkv) + token * stride_of<kSize>(in) + head * kSize;
@@ -81,8 +81,8 @@ __device__ __forceinline__ void copy_rows(T* shared, const T* head, int64_t stri
 // 2t + 1.
 __device__ __forceinline__ int key_at(int place) { return place % 8 / 2 * 8 + place / 8 * 2 + place % 2; }
 
-// Begins to copy keys [first, first + rows) and their values to shared memory as copy_rows does, each 32 in the order of
-// key_at; `key` is where key 0 lies.
+// Begins to copy keys [first, first + rows) and their values to shared memory as copy_rows does, each 32 of them in the
+// order of key_at; `key` is where key 0 lies.
 template <class T, int kSize>
 __device__ __forceinline__ void copy_keys(T* keys, T* values, const Attention& in, const T* key, int first, int rows,
                                           int length) {

@@ -46,11 +46,15 @@ float element_of_b(int row, int column) {
   return half_of<T>(held.b[row / 8], row % 2);
 }
 
+// Aborts with a message if the address is no multiple of 16.
+inline void require_aligned(const void* address, const char* what) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 == 0) return;
+  std::fprintf(stderr, "emulator: %s of 16 bytes\n", what);
+  std::abort();
+}
+
 inline void load_matrices(uint32_t (&out)[4], const void* row, bool transposed) {
-  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
-    std::fprintf(stderr, "emulator: a row of a matrix begins at no multiple of 16 bytes\n");
-    std::abort();
-  }
+  require_aligned(row, "a row of a matrix begins at no multiple");
   show(row);
   const int g = block->current % kWarpSize / 4, t = block->current % 4;
   for (int matrix = 0; matrix < 4; ++matrix) {
@@ -89,6 +93,9 @@ inline void load_matrices(uint32_t (&out)[4], const void* row) { emulator::load_
 inline void load_transposed(uint32_t (&out)[4], const void* row) { emulator::load_matrices(out, row, true); }
 
 inline void copy_async(void* to, const void* from, bool there) {
+  for (const void* each : {const_cast<const void*>(to), from}) {
+    emulator::require_aligned(each, "an asynchronous copy is between addresses that are no multiples");
+  }
   std::memset(to, 0xff, emulator::kCopyBytes);
   emulator::block->fiber().copies.push_back({to, there ? from : nullptr});
 }

@@ -75,7 +75,7 @@ struct Host {
         const int64_t i = each / is.heads, head = each % is.heads, token = start + i;
         const T* const got = out.data() + (token * is.heads + head) * size;
         if (is.lengths[s] > is.longest) {
-          for (int64_t k = 0; k < size; ++k) require(std::isnan(static_cast<float>(got[k])), "a sequence that is too long");
+          for (int64_t k = 0; k < size; ++k) require(std::isnan(static_cast<float>(got[k])), "too long a sequence");
           continue;
         }
         const Row right = row(static_cast<int64_t>(s), start, static_cast<int>(i), head);
