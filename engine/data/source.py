@@ -6,11 +6,13 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.data.batch import PackedBatch
 from engine.data.filler import filled
@@ -167,6 +169,13 @@ def positions_of(step: StepSettings, number: int) -> range:
     return range(first, first + step.micro_batch_size)
 
 
+def _prepared(work: StepBatches, device: torch.device | None) -> StepBatches:
+    """Batches for a GPU in pinned memory, from which copies do not hold up the host."""
+    if device is None or device.type != "cuda":
+        return work
+    return replace(work, batches=[batch.each(Tensor.pin_memory) for batch in work.batches])
+
+
 class Prefetcher:
     """Step batches in order, prepared by a thread; an error there is raised where the batch is asked for."""
 
@@ -178,6 +187,7 @@ class Prefetcher:
         rank: int,
         world_size: int,
         fixed_shapes: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         """Start the thread.
 
@@ -188,27 +198,27 @@ class Prefetcher:
             rank: this process.
             world_size: ranks.
             fixed_shapes: whether to fill batches up.
+            device: where the batches will be copied to; for a GPU they are put into pinned memory.
         """
         self._queue: queue.Queue[StepBatches | BaseException] = queue.Queue(maxsize=PREFETCHED_STEPS)
         self._stop = threading.Event()
-        arguments = (source, timeline, first_step, rank, world_size, fixed_shapes)
-        self._thread = threading.Thread(target=self._work, args=arguments, name="prefetch", daemon=True)
+        work = (
+            _prepared(step_batches(source, timeline.at(step), rank, world_size, fixed_shapes), device)
+            for step in range(first_step, timeline.steps)
+        )
+        self._thread = threading.Thread(
+            target=self._work, args=(work, timeline.steps, device), name="prefetch", daemon=True
+        )
         self._thread.start()
 
-    def _work(
-        self,
-        source: BatchSource,
-        timeline: Timeline,
-        first_step: int,
-        rank: int,
-        world_size: int,
-        fixed_shapes: bool,
-    ) -> None:
+    def _work(self, work: Iterator[StepBatches], steps: int, device: torch.device | None) -> None:
         try:
-            for step in range(first_step, timeline.steps):
-                if not self._put(step_batches(source, timeline.at(step), rank, world_size, fixed_shapes)):
+            if device is not None and device.type == "cuda":
+                torch.cuda.set_device(device)  # of this thread
+            for item in work:
+                if not self._put(item):
                     return
-            self._put(IndexError(f"there are no batches beyond step {timeline.steps}"))
+            self._put(IndexError(f"there are no batches beyond step {steps}"))
         except BaseException as error:  # handed to the trainer, whatever it is
             self._put(error)
 
@@ -229,7 +239,7 @@ class Prefetcher:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
-        return StepBatches(item.step, item.numbers, item.batches, time.perf_counter() - begun)
+        return replace(item, waited=time.perf_counter() - begun)
 
     def close(self) -> None:
         """Stop the thread."""

@@ -28,7 +28,8 @@ torch.compiler.assume_constant_result(uses_kernel)
 
 def draw_seed(device: torch.device) -> Tensor:
     """The seed of all masks of a forward pass, [1] int64; drawn on the CPU, so that it is the same on any device."""
-    return torch.empty(1, dtype=torch.int64).random_().to(device, non_blocking=True)
+    on_gpu = device.type == "cuda"  # only from pinned memory a copy does not wait for the GPU
+    return torch.empty(1, dtype=torch.int64, pin_memory=on_gpu).random_().to(device, non_blocking=True)
 
 
 def dropout_add(

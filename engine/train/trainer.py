@@ -17,6 +17,7 @@ from engine.config.arch import ArchConfig
 from engine.config.cli import RunStopped, SharedError
 from engine.config.train import TrainConfig
 from engine.data.draws import Draw, stable_seed
+from engine.data.feed import DeviceFeed
 from engine.data.source import BatchSource, Prefetcher, StepBatches, positions_of
 from engine.downstream.runs import DownstreamRuns
 from engine.train.distributed import (
@@ -98,6 +99,7 @@ class Trainer:
         self._fills = parts.config.fills_batches(self._device.type)
         self._peak = peak_flops(parts.config.peak_tflops)
         self._window = Window()
+        self._feed = DeviceFeed(self._device)
         self._stop = LaggingFlag(self._device)
         self._log: MetricsLog | None = None
         self._profile: StepProfiler | None = None
@@ -111,7 +113,9 @@ class Trainer:
         """
         parts, state = self.parts, self.state
         self._log = MetricsLog(parts.writer.run.metrics, parts.config, parts.timeline.steps, state.step)
-        batches = Prefetcher(parts.source, parts.timeline, state.step, global_rank(), world_size(), self._fills)
+        batches = Prefetcher(
+            parts.source, parts.timeline, state.step, global_rank(), world_size(), self._fills, self._device
+        )
         try:
             self._profile = self._profiler()
             with profiled(self._profile) as step_ended:
@@ -189,11 +193,11 @@ class Trainer:
             counts = self._count_targets(work)
         parts.engine.apply(step.optimizer, step.lr)
         losses = []
-        for place, (number, batch) in enumerate(zip(work.numbers, work.batches, strict=True)):
+        for place, (number, batch) in enumerate(zip(work.numbers, self._feed.batches(work.batches), strict=True)):
             if self._profile is not None:
                 self._profile.micro_batch(place, len(work.numbers))
             torch.manual_seed(stable_seed(Draw.DROPOUT, parts.seed, step.step, number))
-            terms = parts.engine.micro_step(batch.to(self._device), counts, last=number == work.numbers[-1])
+            terms = parts.engine.micro_step(batch, counts, last=number == work.numbers[-1])
             for name, term in terms.items():
                 window.add(name, term)
             losses.append(torch.stack([term.loss_sum.detach() for term in terms.values()]).sum())
