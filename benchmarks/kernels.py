@@ -31,10 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 import torch
 
-from benchmarks.kernel_cases import CASES, OF_PARAMETERS, Case, Run, Setting
+from benchmarks import attention_cases, kernel_cases
+from benchmarks.kernel_cases import OF_PARAMETERS, Case, Run, Setting
 from kernels import dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
+CASES = {**kernel_cases.CASES, **attention_cases.CASES}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_SIZES = {4096: (768,)}
 CUDA_SIZES = {4096: (768, 1024, 1600, 4096), 65536: (768, 1024, 1600, 4096)}
@@ -51,6 +53,8 @@ def settings_of(options: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
     for number, (rows, width) in enumerate((rows, width) for rows, widths in sizes.items() for width in widths):
         for operation in options.operations or CASES:
             if operation in OF_PARAMETERS and number:
+                continue
+            if operation in attention_cases.CASES and width != sizes[rows][0]:  # more heads are more of the same
                 continue
             for dtype in dtypes[:1] if operation in OF_PARAMETERS else dtypes:
                 yield operation, Setting(options.device, rows, width, DTYPES[dtype])
@@ -275,8 +279,9 @@ def gains(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         gain = found[operation] = {"speed": mean([min(s["torch"], s.get("torch" + EAGER, math.inf)) for s in speeds])}
         if memory := [case["memory"] for case in cases if "memory" in case]:
             gain["memory"] = mean(memory)
-        if both := [case["speed"] for case in cases if "apex" in case["speed"]]:
-            gain["apex"] = mean([speed["torch"] / speed["apex"] for speed in both])
+        for library in ("apex", "flash_attn"):
+            if both := [case["speed"] for case in cases if library in case["speed"]]:
+                gain[library] = mean([speed["torch"] / speed[library] for speed in both])
     return found
 
 

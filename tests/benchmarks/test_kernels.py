@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks import attention_cases
 from benchmarks import kernels as benchmark
-from benchmarks.kernel_cases import CASES, Setting, dropout_add_cases
+from benchmarks.kernel_cases import Setting, dropout_add_cases
 from kernels import build, dispatch, overview
 
 SMALL = ["--rows", "24", "--width", "32", "--rounds", "2"]
@@ -23,10 +25,10 @@ def automatic(monkeypatch):
 
 
 def test_every_operation_has_cases():
-    assert set(CASES) == {operation.name for operation in overview.OPERATIONS}
+    assert set(benchmark.CASES) == {operation.name for operation in overview.OPERATIONS}
 
 
-@pytest.mark.parametrize("operation", CASES)
+@pytest.mark.parametrize("operation", benchmark.CASES)
 def test_operations(operation, tmp_path, capsys):
     output = tmp_path / "results.json"
     assert benchmark.main([*SMALL, "--operations", operation, "--output", str(output)]) == 0
@@ -45,13 +47,45 @@ def test_measurements_are_written_for_dispatch(tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "MEASURED", table)
     results = [
         {"operation": "norm", "speed": {"torch": speed, "apex": 2.0}, "memory": 0.25} for speed in (2.0, 8.0)
-    ] + [{"operation": "gated", "speed": {}}]
+    ] + [{"operation": "gated", "speed": {}}, {"operation": "attention", "speed": {"torch": 3.0, "flash_attn": 2.0}}]
     benchmark.write_gains("cpu", benchmark.gains(results))
     benchmark.write_gains("NVIDIA Test", {"norm": {"speed": 1.5}})
     assert json.loads(table.read_text()) == {
         "NVIDIA Test": {"norm": {"speed": 1.5}},
-        "cpu": {"lamb": {"speed": 3.0}, "norm": {"speed": 4.0, "memory": 0.25, "apex": 2.0}},
+        "cpu": {
+            "attention": {"speed": 3.0, "flash_attn": 1.5},
+            "lamb": {"speed": 3.0},
+            "norm": {"speed": 4.0, "memory": 0.25, "apex": 2.0},
+        },
     }
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_all_ways_of_attention_do_the_same(causal):
+    setting, batch = Setting("cpu", 50, 64, torch.float64), attention_cases.Batch(19, 3, causal)
+    qkv, layout = setting.draw(50, 3, 64).requires_grad_(), batch.layout(setting)
+    dout = setting.draw(50, 1, 64)
+    assert sum(layout.lengths) == 50 and layout.max_length <= 19 and len(set(layout.lengths)) > 1
+    mask = "causal" if causal else "full"
+    ours = attention_cases.packed_attention(qkv, layout.cu_seqlens, 1, layout.max_length, mask=mask)
+    expected = torch.autograd.grad(ours, qkv, dout)[0]
+    ways = list(attention_cases.torch_ways(qkv, 0.0))
+    assert len(ways) == 2
+    for way in ways:
+        out = way(qkv.unflatten(1, (3, 1)), layout, causal, 0.0)
+        torch.testing.assert_close(out, ours)
+        torch.testing.assert_close(torch.autograd.grad(out, qkv, dout)[0], expected)
+
+
+def test_the_fastest_way_is_timed():
+    def slow():
+        time.sleep(0.05)
+        return [torch.zeros(1)]
+
+    def quick():
+        return [torch.ones(1)]
+
+    assert attention_cases.fastest([slow, quick]) is quick
 
 
 def test_a_wrong_result_is_not_timed():
