@@ -45,10 +45,10 @@ class Benchmark:
     limit: float = 400
 
 
-KERNELS = ("benchmarks/kernels.py", "--device", "cuda", "--limit", "200", "--write")
-MODELS = ("benchmarks/models.py", "--device", "cuda", "--limit", "225")
+KERNELS = ("benchmarks/kernels.py", "--device", "cuda", "--limit", "180", "--write")
+MODELS = ("benchmarks/models.py", "--device", "cuda", "--limit", "250")
 BENCHMARKS = (  # the models run on what was measured of the kernels
-    Benchmark("kernels", KERNELS, needs=("torch",), limit=230),
+    Benchmark("kernels", KERNELS, needs=("torch",), limit=205),
     Benchmark("models", MODELS, needs=("torch", "numpy", "h5py", "yaml")),
 )
 

@@ -34,6 +34,7 @@ class Case:
         rows: of a step.
         vocab_size: of the vocabulary.
         texts: that it is timed on.
+        attention_dropout: of attention's weights; hidden states have the preset's.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Case:
     rows: int
     vocab_size: int
     texts: tuple[str, ...] = TEXTS
+    attention_dropout: float = 0.0
 
 
 ON_CPU = {
@@ -56,6 +58,7 @@ ON_GPU = {
     "bert-large-128": Case("bert-large", 128, 256, BERT_TOKENS),
     "gpt2-1024": Case("gpt2", 1024, 32, GPT2_TOKENS, ("full",)),
     "bert-large-512": Case("bert-large", 512, 64, BERT_TOKENS),
+    "bert-large-128-dropout": Case("bert-large", 128, 256, BERT_TOKENS, ("full",), attention_dropout=0.1),
     "bert-base-128": Case("bert-base", 128, 256, BERT_TOKENS),
     "gpt2-medium-1024": Case("gpt2-medium", 1024, 16, GPT2_TOKENS, ("full",)),
 }
@@ -87,11 +90,11 @@ def make_rows(case: Case, text: str, steps: int, specials: int, together: bool) 
     return rows
 
 
-def make_objective(case: Case, attention_dropout: float = 0.0) -> tuple[PretrainingObjective, ArchConfig]:
+def make_objective(case: Case) -> tuple[PretrainingObjective, ArchConfig]:
     """The preset's objective over a vocabulary of the usual special tokens, and its architecture."""
     fields, name = load_preset(case.model)
     sizes = {"vocab_size": case.vocab_size, "max_positions": max(512, case.length)}
-    arch = ArchConfig(**{**fields, **sizes, "attention_dropout": attention_dropout})
+    arch = ArchConfig(**{**fields, **sizes, "attention_dropout": case.attention_dropout})
     special = np.zeros(case.vocab_size, np.bool_)
     special[:106] = True
     ids = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103, "bos": 104, "eos": 105}

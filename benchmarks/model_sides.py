@@ -21,10 +21,12 @@ from benchmarks.model_cases import (
     transformers_model,
 )
 from engine.data.batch import PackedBatch
+from engine.data.feed import DeviceFeed
 from engine.data.rows import Row
 from engine.models.compiled import compile_layers
 from engine.models.model import Model, build_model
 from engine.objectives.base import PretrainingObjective
+from engine.train.clipping import clip, total_norm
 from kernels import dispatch
 from kernels import optimizer as kernels
 
@@ -43,12 +45,12 @@ class Side:
         name: in results.
         program: ours or transformers.
         precision: bf16 or fp32; transformers' bf16 is autocast.
-        attention_dropout: of both programs.
         packed: whether ours leaves padding out.
         targets_only: whether the head of ours sees the targets alone.
         kernels: whether operations run on our kernels where they were measured ahead; else on torch's own.
         attention_kernel: the same of attention.
         fixed_shapes: whether batches of ours are filled up to few shapes.
+        ahead: whether batches of ours are prepared by a thread and copied in a stream of their own; else in the step.
         compiled: whether torch.compile runs.
         deepspeed: whether ours is trained by DeepSpeed; else by a plain loop.
     """
@@ -56,12 +58,12 @@ class Side:
     name: str
     program: str = "ours"
     precision: str = "bf16"
-    attention_dropout: float = 0.0
     packed: bool = True
     targets_only: bool = True
     kernels: bool = True
     attention_kernel: bool = True
     fixed_shapes: bool = False
+    ahead: bool = False
     compiled: bool = False
     deepspeed: bool = True
 
@@ -97,13 +99,14 @@ class Ours:
     """This engine as the trainer drives it."""
 
     def __init__(self, side: Side, case: Case, device: torch.device) -> None:
-        self._objective, arch = make_objective(case, side.attention_dropout)
+        self._objective, arch = make_objective(case)
         model = build_model(arch, self._objective.make_heads(arch), SEED)
         made = zero_engine if side.deepspeed else PlainLoop
         self._micro_step = made(model, self._objective, side.precision, case.rows, device).micro_step
         if side.compiled:
             compile_layers(model)
         self._side, self._case, self._device = side, case, device
+        self._feed = DeviceFeed(device) if side.ahead else None
 
     def batch(self, rows: Sequence[Row]) -> PackedBatch:
         """Collated and masked, on the host."""
@@ -116,7 +119,8 @@ class Ours:
         """Move the batch to the device and train on it."""
         torch.manual_seed(SEED)
         counts = {name: torch.full((), float(count), device=self._device) for name, count in batch.counts.items()}
-        terms = self._micro_step(batch.to(self._device), counts, last=True)
+        there = batch.to(self._device) if self._feed is None else next(self._feed.batches([batch]))
+        terms = self._micro_step(there, counts, last=True)
         return torch.stack([term.loss_sum.detach() / counts[name] for name, term in terms.items()]).sum()
 
 
@@ -172,11 +176,7 @@ class PlainLoop:
     def _step(self) -> None:
         gradients = [master.grad for master in self._masters if master.grad is not None]
         torch._foreach_copy_(gradients, [weight.grad for weight in self._weights])
-        factor = kernels.clip_factor(kernels.squared_norm(gradients).sqrt(), CLIP)
-        if isinstance(self._optimizer, kernels.AdamW):
-            self._optimizer.factor = factor
-        elif factor is not None:
-            torch._foreach_mul_(gradients, factor)
+        clip(self._optimizer, gradients, total_norm(gradients), CLIP, 1.0)
         self._optimizer.step()
         torch._foreach_copy_(self._weights, self._masters)
         for weight in self._weights:
@@ -187,7 +187,7 @@ class Transformers:
     """The loop that people run: padded batches, autocast, fused AdamW, clipping."""
 
     def __init__(self, side: Side, case: Case, device: torch.device) -> None:
-        self._objective, arch = make_objective(case, side.attention_dropout)
+        self._objective, arch = make_objective(case)
         with device:
             self._model = transformers_model(case, arch).to(device).train()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)

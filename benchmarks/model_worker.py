@@ -41,14 +41,16 @@ WARMUP = 3
 class Text:
     """The steps of a text for one side, over and over; a source of batches for the engine's prefetcher."""
 
-    def __init__(self, stepper: Stepper, side: Side, case: Case, text: str, together: bool) -> None:
+    def __init__(
+        self, stepper: Stepper, side: Side, case: Case, text: str, together: bool, device: torch.device
+    ) -> None:
         objective, arch = make_objective(case)
         self._rows = make_rows(case, text, DISTINCT_STEPS, objective.sequence_layout.per_sequence, together)
         batches = [objective.collate(rows) for rows in self._rows]
         self.sequences = [sequences_of(rows) for rows in self._rows]
         self.tokens = [batch.num_tokens for batch in batches]
         self.flops = [batch_flops(arch, batch) for batch in batches]
-        self._stepper, self._fixed = stepper, side.fixed_shapes
+        self._stepper, self._fixed, self._device = stepper, side.fixed_shapes, device
         config = TrainConfig(steps=ENDLESS, batch_size=case.rows, micro_batch_size=case.rows)
         self._timeline = Timeline([config.stage(case.length, {})])
 
@@ -63,21 +65,18 @@ class Text:
 
     def ahead(self) -> Iterator[Any]:
         """Batches of the engine, prepared by its thread while steps are taken."""
-        for work in Prefetcher(self, self._timeline, 0, 0, 1, **self._shapes()):
+        for work in Prefetcher(self, self._timeline, 0, 0, 1, self._fixed, self._device):
             yield work.batches[0]
 
     def in_step(self) -> Iterator[Any]:
         """Batches of the engine, prepared when they are asked for."""
         for step in range(ENDLESS):
-            yield step_batches(self, self._timeline.at(step), 0, 1, **self._shapes()).batches[0]
+            yield step_batches(self, self._timeline.at(step), 0, 1, self._fixed).batches[0]
 
     def ready(self) -> Iterator[Any]:
         """Batches that were prepared before the clock runs."""
         for step in range(ENDLESS):
             yield self._stepper.batch(self._rows[step % DISTINCT_STEPS])
-
-    def _shapes(self) -> dict[str, bool]:
-        return {"fixed_shapes": True} if self._fixed else {}
 
 
 class Worker:
@@ -102,11 +101,11 @@ class Worker:
         self._stepper = build_side(self._side, self._case, self._device)
         for name in self._case.texts:
             together = self._together and self._side.program == "ours"
-            text = Text(self._stepper, self._side, self._case, name, together)
+            text = Text(self._stepper, self._side, self._case, name, together, self._device)
             if self._side.program != "ours":
                 batches = text.ready()
             else:
-                batches = text.ahead() if self._device.type == "cuda" else text.in_step()
+                batches = text.ahead() if self._side.ahead else text.in_step()
             self._texts[name] = text, batches
             losses = self._train(name, WARMUP)
         self._rest()
@@ -232,7 +231,8 @@ def main() -> None:
     case = Case(**{**options.case, "texts": tuple(options.case["texts"])})
     if options.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    worker = Worker(side, case, torch.device(options.device), options.together)
+    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
+    worker = Worker(side, case, device, options.together)
     with open(options.answers, "w", encoding="utf-8") as answers:
         print(json.dumps({"up": True}), file=answers, flush=True)
         for line in sys.stdin:

@@ -40,7 +40,8 @@ from benchmarks.model_sides import OUT_OF_MEMORY, Side, why_no_deepspeed
 
 PEAK_TFLOPS = 989.0  # bf16, dense, of an H100's data sheet
 START_SECONDS, TURN_SECONDS = 120.0, 90.0
-LEAST_SECONDS = 25.0  # a case is not begun with less
+LEAST_SECONDS, LEAST_SIDE_SECONDS = 25.0, 10.0  # a case or a side is not begun with less
+TIME_IS_OVER = "the time was over"
 MAIN, COMPILED, TORCH, PLAIN = "ours", "ours, compiled", "ours, torch's operators", "transformers"
 TECHNIQUES = (
     "a plain loop of transformers, fp32",
@@ -51,14 +52,16 @@ TECHNIQUES = (
     "fused kernels, but for attention",
     "the attention kernel",
     "fixed shapes",
+    "batches prepared and copied ahead",
     "torch.compile",
 )
+COMPILED_TOO = ("bert-large-128", "gpt2-1024")  # unless sides are named
 SIDES = {
     "cuda": (
-        Side(name=MAIN, fixed_shapes=True),
+        Side(name=MAIN, fixed_shapes=True, ahead=True),
         Side(name=PLAIN, program="transformers", compiled=True),
-        Side(name=TORCH, fixed_shapes=True, kernels=False, attention_kernel=False),
-        Side(name=COMPILED, fixed_shapes=True, compiled=True),
+        Side(name=TORCH, fixed_shapes=True, ahead=True, kernels=False, attention_kernel=False),
+        Side(name=COMPILED, fixed_shapes=True, ahead=True, compiled=True),
     ),
     "cpu": (
         Side(name=MAIN),
@@ -81,18 +84,20 @@ def ladder(device: str) -> tuple[Side, ...]:
         (TECHNIQUES[5], bare := replace(bare, kernels=True)),
         (TECHNIQUES[6], bare := replace(bare, attention_kernel=True)),
         (TECHNIQUES[7], bare := replace(bare, fixed_shapes=True)),
-        (TECHNIQUES[8], replace(bare, compiled=True)),
+        (TECHNIQUES[8], bare := replace(bare, ahead=True)),
+        (TECHNIQUES[9], replace(bare, compiled=True)),
     ]
-    chosen = steps[:-2] if device == "cpu" else steps[1:]  # the last two are made for GPUs, where nobody trains in fp32
+    chosen = steps[:-3] if device == "cpu" else steps[1:]  # the last are made for GPUs, where nobody trains in fp32
     return tuple(replace(side, name=name) for name, side in chosen)
 
 
 class Measurement:
     """A case's sides and what is known of them."""
 
-    def __init__(self, name: str, case: Case, options: argparse.Namespace, sides: Sequence[Side], end: float) -> None:
+    def __init__(self, name: str, case: Case, options: argparse.Namespace, end: float) -> None:
         self._name, self._case, self._options, self._end = name, case, options, end
-        self.waiting = [Process(side, case, options.device, not options.techniques) for side in sides]
+        together = not options.techniques
+        self.waiting = [Process(side, case, options.device, together) for side in sides_of(name, options)]
         self._running: list[Process] = []
         self._not_run: dict[str, str] = {}
         self._facts: dict[str, dict[str, Any]] = {}
@@ -103,6 +108,9 @@ class Measurement:
         """Let each side warm up and take a first turn; a result after each."""
         while self.waiting:
             process = self.waiting.pop(0)
+            if self._running and self._end - time.monotonic() < LEAST_SIDE_SECONDS:
+                self._drop(process, TIME_IS_OVER)
+                continue
             try:
                 process.answer(self._left(START_SECONDS))
                 self._facts[process.side.name] = process.ask("prepare", self._left(self._options.side_limit))
@@ -157,6 +165,8 @@ class Measurement:
         return max(1.0, min(limit, self._end - time.monotonic()))
 
     def _drop(self, process: Process, reason: str) -> None:
+        if time.monotonic() > self._end and reason != TIME_IS_OVER:
+            reason = f"{reason}; {TIME_IS_OVER}"
         self._not_run[process.side.name] = reason
         print(f"{self._name}: {process.side.name}: {reason}", file=sys.stderr, flush=True)
         if process in self._running:
@@ -172,7 +182,6 @@ class Measurement:
                     "name": self._name,
                     "text": text,
                     **{key: value for key, value in asdict(self._case).items() if key != "texts"},
-                    "attention_dropout": self._options.attention_dropout,
                     "matmul_tflops": (matmul := statistics.median(self._matmul)),
                     "sides": {side: figures(taken, self._facts[side], matmul) for side, taken in turns.items()},
                     "ratios": ratios(turns, self._options.techniques),
@@ -248,20 +257,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="of a step, in place of the case's")
     parser.add_argument("--sides", nargs="+", help="by name; not all")
     parser.add_argument("--techniques", action="store_true", help="what each technique gives")
-    parser.add_argument("--attention_dropout", type=float, default=0.0)
+    parser.add_argument("--attention_dropout", type=float, help="in place of the case's")
     parser.add_argument("--steps", type=int, help="of a turn; cuda: 6, cpu: 2")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, help="cuda: 3, cpu: 5")
     parser.add_argument("--limit", type=float, default=600, help="seconds for everything")
     parser.add_argument("--side_limit", type=float, default=120, help="seconds that a side may take to warm up")
     parser.add_argument("--output", type=Path, help="JSON file of all results")
     options = parser.parse_args(arguments)
     options.cases = options.cases or (list(ON_GPU) if options.device == "cuda" else ["bert-small", "gpt2"])
     options.steps = options.steps or (6 if options.device == "cuda" else 2)
+    options.rounds = options.rounds or (3 if options.device == "cuda" else 5)
     return options
 
 
-def sides_of(options: argparse.Namespace) -> list[Side]:
-    """What is timed.
+def sides_of(name: str, options: argparse.Namespace) -> list[Side]:
+    """What is timed in a case.
 
     Raises:
         SystemExit: for a side that there is not.
@@ -270,20 +280,22 @@ def sides_of(options: argparse.Namespace) -> list[Side]:
     names = [side.name for side in sides]
     if wrong := [name for name in options.sides or () if name not in names]:
         raise SystemExit(f"error: there is no side {wrong[0]!r}; there are: {'; '.join(names)}")
-    chosen = [side for side in sides if not options.sides or side.name in options.sides]
-    return [replace(side, attention_dropout=options.attention_dropout) for side in chosen]
+    if options.sides:
+        return [side for side in sides if side.name in options.sides]
+    return [side for side in sides if side.name != COMPILED or name in COMPILED_TOO]
 
 
 def case_of(name: str, options: argparse.Namespace) -> Case:
     """A case as the options change it."""
     case = {**ON_CPU, **ON_GPU}[name]
     texts = tuple(text for text in case.texts if not options.texts or text in options.texts)
-    return replace(case, rows=options.rows or case.rows, texts=texts)
+    dropout = case.attention_dropout if options.attention_dropout is None else options.attention_dropout
+    return replace(case, rows=options.rows or case.rows, texts=texts, attention_dropout=dropout)
 
 
 def run_cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Results as they come; on a GPU the processes of the next case start while this one's rounds are taken."""
-    end, sides = time.monotonic() + options.limit, sides_of(options)
+    end = time.monotonic() + options.limit
     cases = [(name, case) for name in options.cases if (case := case_of(name, options)).texts]
     following: Measurement | None = None
     try:
@@ -292,11 +304,11 @@ def run_cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 late = ", ".join(later for later, _ in cases[number:])
                 yield {"what": "not run", "names": late, "reason": f"the {options.limit:.0f} s were over"}
                 return
-            measurement, following = following or Measurement(name, case, options, sides, end), None
+            measurement, following = following or Measurement(name, case, options, end), None
             try:
                 yield from measurement.prepare()
                 if options.device == "cuda" and number + 1 < len(cases):
-                    following = Measurement(*cases[number + 1], options, sides, end)
+                    following = Measurement(*cases[number + 1], options, end)
                 yield from measurement.rounds()
             finally:
                 measurement.close()
@@ -325,7 +337,7 @@ def show(result: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases; 1 if a side could not be run."""
+    """Run the cases; 1 if a side failed, unless for want of time."""
     options = parse(arguments)
     machine = describe_machine(options)
     saved: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -338,7 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             temporary = options.output.with_suffix(".tmp")
             temporary.write_text(json.dumps({"machine": machine, "results": list(saved.values())}, indent=1) + "\n")
             temporary.replace(options.output)
-    return int(any(result.get("not_run") for result in saved.values()))
+    reasons = [reason for result in saved.values() for reason in result.get("not_run", {}).values()]
+    return int(any(TIME_IS_OVER not in reason for reason in reasons))
 
 
 if __name__ == "__main__":

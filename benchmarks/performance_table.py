@@ -31,7 +31,9 @@ AIMS = (
     ("bert-large-128", "half", "samples/s", None, None),
     ("bert-large-512", "full", "samples/s", 485, 581),
     ("bert-large-512", "half", "samples/s", 940, None),
+    ("bert-large-128-dropout", "full", "samples/s", None, None),
     ("bert-base-128", "full", "samples/s", None, None),
+    ("bert-base-128", "half", "samples/s", None, None),
     ("gpt2-1024", "full", "tokens/s", 580_000, 694_000),
     ("gpt2-medium-1024", "full", "tokens/s", None, None),
 )

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,7 @@ def timed(stepper: Stepper, steps: Sequence[Sequence[Row]], device: torch.device
     return time.perf_counter() - begun
 
 
-def measure(
-    case: Case, text: str, attention_dropout: float, options: argparse.Namespace, device: torch.device
-) -> dict[str, Any]:
+def measure(case: Case, text: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Interleave the sides round by round; speeds are medians, ratios are medians of each round's ratio."""
     objective, _ = make_objective(case)
     steps = make_rows(case, text, options.steps, objective.sequence_layout.per_sequence, together=False)
@@ -57,8 +55,7 @@ def measure(
     for precision in options.precisions:
         for program in PROGRAMS:
             name = f"{program} {precision}"
-            side = Side(name=name, program=program, precision=precision, attention_dropout=attention_dropout)
-            sides[name] = build_side(side, case, device)
+            sides[name] = build_side(Side(name=name, program=program, precision=precision), case, device)
     for stepper in sides.values():
         timed(stepper, steps, device)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -76,7 +73,7 @@ def measure(
     share = tokens / (case.rows * case.length * options.steps)
     facts = {key: value for key, value in asdict(case).items() if key != "texts"}
     return {
-        **facts, "text": text, "attention_dropout": attention_dropout, "real_share": share,
+        **facts, "text": text, "real_share": share,
         "tokens_per_second": speed, "ratios": ratios, "rounds": options.rounds,
     }  # fmt: skip
 
@@ -123,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.models:
         for text in options.texts:
             for dropout in options.attention_dropout:
-                results.append({**measure(ON_CPU[name], text, dropout, options, device), **machine})
+                case = replace(ON_CPU[name], attention_dropout=dropout)
+                results.append({**measure(case, text, options, device), **machine})
                 print(json.dumps(results[-1]), flush=True)
                 if options.output:
                     options.output.write_text(json.dumps(results, indent=1) + "\n")
