@@ -248,12 +248,13 @@ __device__ __forceinline__ void look(Rows<kSize, kMatrices>& rows, const Attenti
       }
       rows.sum[m][r] += sum;
       if (kExtra == Extra::kNone || (kExtra == Extra::kBias && in.dropout.threshold == 0)) continue;
-      const int64_t row = (head.start + rows.place(m, r)) * in.heads + head.number;
+      const int64_t token = head.start + rows.place(m, r), row = token * static_cast<int>(in.heads) + head.number;
       const Draws draws = philox(*in.dropout.seed, in.dropout.site, row, own / kDraws);
 #pragma unroll
-      for (int key = 0; key < 8; ++key) {
-        float& weight = scores[m][key / 2][2 * r + key % 2];
-        weight = draws.at(key) < in.dropout.threshold ? 0.0f : weight;
+      for (int word = 0; word < 4; ++word) {  // of two draws, compared in the upper half
+        const uint32_t bound = in.dropout.threshold << 16;
+        if (draws.word[word] << 16 < bound) scores[m][word][2 * r] = 0.0f;
+        if (draws.word[word] < bound) scores[m][word][2 * r + 1] = 0.0f;
       }
     }
   }

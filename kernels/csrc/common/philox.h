@@ -26,16 +26,29 @@ struct Draws {
   KERNELS_HD uint32_t at(int i) const { return (word[i >> 1] >> (16 * (i & 1))) & 0xffffu; }
 };
 
+struct Product {
+  uint32_t high, low;
+};
+
+KERNELS_HD Product product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return {__umulhi(a, b), a * b};  // one instruction; of a product of 64 bits ptxas makes two
+#else
+  const uint64_t wide = static_cast<uint64_t>(a) * b;
+  return {static_cast<uint32_t>(wide >> 32), static_cast<uint32_t>(wide)};
+#endif
+}
+
 // The draws of columns [8 group, 8 group + 8) of a row.
 KERNELS_HD Draws philox(uint64_t seed, uint32_t site, uint64_t row, uint32_t group) {
   uint32_t c0 = group, c1 = static_cast<uint32_t>(row), c2 = static_cast<uint32_t>(row >> 32), c3 = site;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < kRounds; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0, p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(p1);
-    c3 = static_cast<uint32_t>(p0);
+    const Product p0 = product(0xD2511F53u, c0), p1 = product(0xCD9E8D57u, c2);
+    c0 = p1.high ^ c1 ^ k0;
+    c2 = p0.high ^ c3 ^ k1;
+    c1 = p1.low;
+    c3 = p0.low;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
