@@ -154,6 +154,7 @@ def transformers_model(case: Case, arch: ArchConfig) -> Any:
             vocab_size=case.vocab_size, n_positions=arch.max_positions, n_embd=arch.hidden_size,
             n_layer=arch.num_layers, n_head=arch.num_heads, attn_pdrop=arch.attention_dropout,
             resid_pdrop=arch.hidden_dropout, embd_pdrop=arch.hidden_dropout, attn_implementation="sdpa",
+            use_cache=False,  # which torch.compile would compile each layer anew for
         )  # fmt: skip
         return transformers.GPT2LMHeadModel(config)
     config = transformers.BertConfig(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -215,7 +216,7 @@ class Transformers:
         return loss.detach()
 
 
-def compiled_loss(model: Any) -> Callable[..., torch.Tensor]:
+def compiled_loss(model: Any, backend: str = "inductor") -> Callable[..., torch.Tensor]:
     """The loss of a model of transformers, by torch.compile in three parts: embeddings, layer, head with loss.
 
     All layers share one compiled code, so that it is there in seconds; a model compiled as a whole takes a minute or
@@ -224,11 +225,11 @@ def compiled_loss(model: Any) -> Callable[..., torch.Tensor]:
     body = model.bert if hasattr(model, "bert") else model.transformer
     layers: Iterable[Any] = body.encoder.layer if hasattr(model, "bert") else body.h
     for layer in layers:
-        layer.compile()
+        layer.compile(backend=backend)
     if hasattr(model, "bert"):
-        body.embeddings.compile()
+        body.embeddings.compile(backend=backend)
 
-    @torch.compile
+    @partial(torch.compile, backend=backend)
     def of_hidden(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if hasattr(model, "bert"):
             logits = model.cls(hidden)

@@ -136,8 +136,8 @@ def models(results: Results) -> str:
         shares = "" if best is None else f"{best['mfu']:.0%}, {best['share_of_matmul']:.0%}"
         memory = "" if best is None else f"{best['memory_bytes'] / 2**30:.0f}"
         lines.append([f"{name}, {text}", unit, aims, *cells, shares, memory])
-    machines = sorted({machine["device"] for machine, _ in found.values()})
-    return markdown([head, *lines]) + (f"\n\nMeasured on: {', '.join(machines)}." if machines else "")
+    machines = sorted({", ".join(filter(None, (m["device"], m.get("note")))) for m, _ in found.values()})
+    return markdown([head, *lines]) + (f"\n\nMeasured on: {'; '.join(machines)}." if machines else "")
 
 
 def profiles(results: Results) -> str:

@@ -12,6 +12,7 @@ from benchmarks import performance_table as tables
 from benchmarks.models import TECHNIQUES
 
 H100 = {"device": "NVIDIA H100 80GB HBM3", "cuda": "13.0", "torch": "2.11.0"}
+NOTED = {**H100, "note": "without deepspeed"}
 CPU = {"device": "AMD EPYC", "threads": 2}
 
 
@@ -54,18 +55,19 @@ def test_results_of_a_gpu_replace_what_is_not_measured_yet(tmp_path: Path) -> No
     profile = {"what": "profile", "name": "bert-large-128", "text": "full", "total_ms": 120.4, "side": "ours",
                "largest": [{"name": "gemm<a|b>", "calls": 96, "ms": 60.2, "share": 0.5}]}  # fmt: skip
     bench = {"machine": H100, "measurements": [
-        {**speed("bert-large-128", "full", 1.0), "machine": {**H100, "note": "without deepspeed"}},
-        {**speed("bert-large-128", "full", 2100.4), "machine": {**H100, "note": "without deepspeed"}},
-        profile,
+        {**speed("bert-large-128", "full", 1.0), "machine": NOTED},
+        {**speed("bert-large-128", "full", 2100.4), "machine": NOTED},
+        {**profile, "machine": NOTED},
     ]}  # fmt: skip
     (tmp_path / "bench.json").write_text(json.dumps(bench))
-    (tmp_path / "later.json").write_text(json.dumps({"machine": H100, "results": [climbed("full")]}))
+    (tmp_path / "later.json").write_text(json.dumps({"machine": NOTED, "results": [climbed("full")]}))
     for name in ("bench.json", "later.json"):
         assert tables.take(tmp_path / name, tmp_path).name == "models_nvidia_h100_80gb_hbm3.json"
     results = tables.load(tmp_path)
     assert "| bert-large-128, full | samples/s | 2,050, 2,470 | 2,100 |  |  |  | 50%, 61% | 32 |" in tables.models(
         results
     )
+    assert tables.models(results).endswith("Measured on: NVIDIA H100 80GB HBM3, without deepspeed.")
     assert tables.models(results).count(tables.NOT_YET) == len(tables.AIMS) - 1
     assert "| gemm<a/b> | 96 | 60.20 | 50.0% |" in tables.profiles(results)
     assert "(NVIDIA H100 80GB HBM3) |" in tables.techniques(results).splitlines()[0]
