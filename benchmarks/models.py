@@ -255,7 +255,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=[*ON_GPU, *ON_CPU], help="cuda: all; cpu: bert-small gpt2")
     parser.add_argument("--texts", nargs="+", choices=TEXTS, help="of those that a case has")
     parser.add_argument("--rows", type=int, help="of a step, in place of the case's")
-    parser.add_argument("--sides", nargs="+", help="by name; not all")
+    parser.add_argument("--sides", nargs="+", help="by name or its beginning; not all")
     parser.add_argument("--techniques", action="store_true", help="what each technique gives")
     parser.add_argument("--attention_dropout", type=float, help="in place of the case's")
     parser.add_argument("--steps", type=int, help="of a turn; cuda: 6, cpu: 2")
@@ -278,11 +278,16 @@ def sides_of(name: str, options: argparse.Namespace) -> list[Side]:
     """
     sides = ladder(options.device) if options.techniques else SIDES[options.device]
     names = [side.name for side in sides]
-    if wrong := [name for name in options.sides or () if name not in names]:
+    chosen = {given: _named(given, names) for given in options.sides or ()}
+    if wrong := [given for given, found in chosen.items() if not found]:
         raise SystemExit(f"error: there is no side {wrong[0]!r}; there are: {'; '.join(names)}")
-    if options.sides:
-        return [side for side in sides if side.name in options.sides]
+    if chosen:
+        return [side for side in sides if any(side.name in found for found in chosen.values())]
     return [side for side in sides if side.name != COMPILED or name in COMPILED_TOO]
+
+
+def _named(given: str, names: Sequence[str]) -> list[str]:
+    return [given] if given in names else [name for name in names if name.startswith(given)]
 
 
 def case_of(name: str, options: argparse.Namespace) -> Case:

@@ -260,7 +260,16 @@ def test_where_memory_is_short_the_least_side_goes(
     assert stands.closed == (not left)
 
 
-def test_an_unknown_side_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sides_go_by_their_beginnings() -> None:
+    options = models.parse(["--techniques", "--sides", "the attention", "fused", "a plain"])
+    assert [side.name for side in models.sides_of("gpt2", options)] == [
+        models.TECHNIQUES[number] for number in (0, 5, 6)
+    ]
+    options = models.parse(["--sides", "ours", "trans"])
+    assert [side.name for side in models.sides_of("gpt2", options)] == ["ours", "transformers"]
+
+
+def test_an_unknown_side_is_refused() -> None:
     options = models.parse(["--sides", "theirs"])
     with pytest.raises(SystemExit, match="there is no side 'theirs'; there are: ours; transformers;"):
         models.sides_of("bert-tiny", options)
