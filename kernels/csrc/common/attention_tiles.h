@@ -67,12 +67,15 @@ __device__ __forceinline__ Tile find_tile(const Attention& in, int64_t number, i
 // zero. `stride` numbers lie between the rows of `head`, which points at row 0.
 template <class T, int kSize, int kRows, int kThreads>
 __device__ __forceinline__ void copy_rows(T* shared, const T* head, int64_t stride, int first, int length) {
-  constexpr int kPacks = kSize / kPack;
-  for (int i = threadIdx.x; i < kRows * kPacks; i += kThreads) {
-    const int row = i / kPacks, column = i % kPacks * kPack;
-    const bool there = first + row < length;
-    const T* from = head + (there ? (first + row) * stride : 0) + column;
-    copy_async(shared + row * kRowStride<kSize> + column, from, there);
+  constexpr int kPacks = kSize / kPack, kStep = kThreads / kPacks, kTurns = (kRows + kStep - 1) / kStep;
+  const int row = threadIdx.x / kPacks, column = threadIdx.x % kPacks * kPack;
+  const T* from = head + (first + row) * stride + column;
+#pragma unroll
+  for (int i = 0; i < kTurns; ++i, from += kStep * stride) {
+    const int at = row + i * kStep;
+    if ((kThreads % kPacks != 0 && row >= kStep) || (kRows % kStep != 0 && at >= kRows)) continue;
+    const bool there = first + at < length;
+    copy_async(shared + at * kRowStride<kSize> + column, there ? from : head, there);
   }
 }
 
