@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.dispatch import Operation, choose, load
+from kernels.limits import FLOATS, row_blocks
 from kernels.philox import checked_threshold
 from kernels.reference import attention as reference
 from kernels.tensors import packed, packed_or_none
@@ -17,9 +17,26 @@ from kernels.tensors import packed, packed_or_none
 # N tokens, S sequences, H heads of queries, G of keys and values, K numbers in a head, L bound of the lengths
 
 MASKS = ("full", "causal", "prefix")  # numbered in csrc/common/attention.h
+SIZES = (32, 64, 96, 128)  # of a head, that the kernels are compiled for
 SHORT = 256  # up to it a GPU's block has a whole sequence
+KEY_TILE = 64  # keys that such a block has at once in the backward pass
+CPU_BIAS_BLOCKS = 16  # of sequences, whose gradients of the bias are added up afterwards
+HALVES = (torch.bfloat16, torch.float16)
 
-_LIMITS: dict[str, Callable[..., str | None]] = {}
+
+def _cpu_limit(size: int, dtype: torch.dtype) -> str | None:
+    """Why a CPU's kernels do not take heads of this size and type; None where they do."""
+    if size not in SIZES:
+        return f"head size {size} is none of {', '.join(map(str, SIZES))}"
+    return None if dtype in FLOATS else f"{dtype} is for the reference"
+
+
+def _cuda_limit(size: int, dtype: torch.dtype) -> str | None:
+    """The same of tensor cores."""
+    return _cpu_limit(size, dtype) or (None if dtype in HALVES else f"{dtype} is no 16-bit type")
+
+
+_LIMITS = {"cpu": _cpu_limit, "cuda": _cuda_limit, "emulator": _cuda_limit}
 ATTENTION = Operation("attention", _LIMITS)
 SHORT_ATTENTION = Operation("attention_short", _LIMITS)  # sequences of 256 tokens at most
 DROPPING_ATTENTION = Operation("attention_dropout", _LIMITS)  # any length
@@ -203,7 +220,8 @@ def _attention_gradients(
     )
     load(backend).attention_backward(
         packed(dout), packed(qkv), packed(out), packed(lse), packed(boundaries), packed_or_none(prefix),
-        _as_floats(bias), dqkv, dbias, longest, MASKS.index(mask), scale, threshold, seed, site,
+        _as_floats(bias), dqkv, dbias, *_workspaces(backend, qkv, lse, dbias, bias, longest), longest,
+        MASKS.index(mask), scale, threshold, seed, site,
     )  # fmt: skip
     return dqkv, dbias
 
@@ -228,6 +246,18 @@ def _empty_gradients(
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     columns = 2 * longest - 1
     return dqkv, lse.new_empty((lse.shape[0], columns) if wants_bias else 0)
+
+
+def _workspaces(
+    backend: str, qkv: Tensor, lse: Tensor, dbias: Tensor, bias: Tensor | None, longest: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """delta, dq and partial of csrc/common/attention.h, without elements where there is no use for them."""
+    blocks = CPU_BIAS_BLOCKS if backend == "cpu" else row_blocks(backend, qkv.device, qkv.shape[0])
+    partial = lse.new_empty(blocks if dbias.numel() else 0, *dbias.shape)
+    if backend == "cpu":
+        return lse.new_empty(0), lse.new_empty(0), partial
+    wants_dq = KEY_TILE < longest <= SHORT and bias is None
+    return torch.empty_like(lse), lse.new_empty((*lse.shape, qkv.shape[2]) if wants_dq else 0), partial
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

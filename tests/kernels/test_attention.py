@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from kernels.attention import packed_attention
 from kernels.philox import keep_mask, keep_scale, seed_tensor, threshold_of
-from tests.kernels.backends import assert_near, check_promises, device_of
+from kernels.reference import attention as reference
+from tests.kernels.backends import CUDA, assert_near, check_promises, device_of
 
-BACKENDS = ["reference"]
+HALVES = ["emulator", CUDA]  # tensor cores take 16-bit numbers
+BACKENDS = ["reference", "cpu", *HALVES]
 MIXED = (37, 0, 1, 128, 64, 9, 65, 0)  # several tiles, whole ones, parts, and none
 LONG = (300, 1, 17)  # beyond what a GPU's block has as a whole
 FILLER = 11
@@ -150,6 +152,23 @@ TYPES = [
 ]
 
 
+@pytest.mark.parametrize(("backend", "dtype"), TYPES, ids=str)
+def test_types(backend, dtype, use, ran):
+    use(backend)
+    made = case(backend=backend, dtype=dtype, size=64)
+    found = run(made)
+    assert found["out"].dtype == found["qkv"].dtype == dtype
+    assert_near(found, exact(made), tolerance(made))
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", [CUDA])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_types_on_a_gpu(backend, dtype, use):
+    use(backend)
+    check(case(backend=backend, dtype=dtype, size=64))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("heads", "groups"), [(4, 1), (4, 2), (3, 3), (1, 1)])
 @pytest.mark.parametrize("lengths", [MIXED, LONG], ids=str)
@@ -206,6 +225,23 @@ def test_large_scores(backend, use):
     assert_near(run(made), exact(made), max(tolerance(made), 1e-4))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "emulator"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_lengths_to_2048(backend, mask, use, ran):
+    use(backend)
+    check(
+        case((2048, 1, 700, 31, 256, 1025), backend, heads=1, groups=1, mask=mask), dropout=0.1, seed=seed(1, backend)
+    )
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", ["cpu", CUDA])
+def test_a_long_sequence(backend, use, ran):
+    use(backend)
+    check(case((2048, 5), backend, heads=1, groups=1, mask="causal"), dropout=0.1, seed=seed(1, backend))
+    assert set(ran) == {backend}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", [(70, 9), (300, 20)], ids=str)
 def test_masks_of_dropout_are_the_reference_s_to_the_bit(backend, lengths, use):
@@ -244,6 +280,46 @@ def test_every_run_gives_the_same_bits(backend, lengths, use):
             assert all(torch.equal(first[name], again[name]) for name in first)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_schedules_of_the_emulator_give_equal_bits(use, monkeypatch):
+    use("emulator")
+    results = []
+    for schedule in ("0", "1", "7", "12345"):
+        monkeypatch.setenv("KERNELS_SCHEDULE", schedule)
+        cases = (case((70, 3, 64), "emulator", biased=True), case((260,), "emulator", heads=1, groups=1))
+        results.append([run(made, dropout=0.1, seed=seed_tensor(5)) for made in cases])
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert all(torch.equal(one[name], same[name]) for name in one)
+
+
+@pytest.mark.parametrize("backend", ["cpu", *HALVES])
+def test_a_head_size_that_no_kernel_takes(backend, use, ran, caplog):
+    use(backend, runs=("reference",))
+    check(case((9, 4), backend, size=192))
+    assert set(ran) == {"reference"}
+    assert caplog.text.count("head size 192 is none of 32, 64, 96, 128; the reference runs") == 1
+
+
+@pytest.mark.parametrize("backend", HALVES)
+def test_tensor_cores_do_not_take_fp32(backend, use, ran, caplog):
+    use(backend, runs=("reference",))
+    check(case((9, 4), backend, dtype=torch.float32))
+    assert set(ran) == {"reference"} and "torch.float32 is no 16-bit type; the reference runs" in caplog.text
+
+
+@pytest.mark.parametrize("backend", HALVES)
+@pytest.mark.parametrize("longest", [64, 256, 300])
+def test_a_sequence_beyond_the_bound_is_nan_on_a_gpu(backend, longest, use):
+    use(backend)
+    made = replace(case((40, 0, 350, 30), backend, filler=3), max_length=longest)
+    arguments = (made.boundaries, None, None, 2, longest, "full", 0.2, 0, None, 0)
+    out, lse = torch.ops.kernels.attention(made.qkv, *arguments)
+    assert out[40:390].isnan().all() and not out[:40].isnan().any() and not out[390:].isnan().any()
+    gradients = (made.dout, made.qkv, out, lse, made.boundaries, None, None, longest, "full", 0.2, 0, None, 0, False)
+    dqkv, _ = torch.ops.kernels.attention_gradients(*gradients)
+    assert dqkv[40:390].isnan().all() and not dqkv[:40].isnan().any() and not dqkv[390:].isnan().any()
 
 
 def test_gradients_of_the_reference_in_float64():
@@ -290,6 +366,75 @@ def test_results_are_as_a_compiler_was_told(backend, wants_bias, use, ran):
     arguments = (made.dout, made.qkv, out, lse, *shape, 11, "causal", 0.2, *key, wants_bias)
     check_promises(torch.ops.kernels.attention_gradients, arguments)
     assert set(ran) == {backend}
+
+
+def test_operators_keep_torch_s_rules(use):
+    use("cpu")
+    made = case((6, 11), biased=True)
+    shape = (made.boundaries, None, made.bias)
+    arguments = (made.qkv.requires_grad_(), *shape, 2, 11, "causal", 0.2, 6554, seed_tensor(3), 1)
+    torch.library.opcheck(torch.ops.kernels.attention, arguments)
+
+
+@pytest.mark.parametrize("backend", ["cpu", *HALVES])
+def test_views_that_are_not_packed(backend, use, ran):
+    use(backend)
+    made = case((7, 20), backend)
+    expected = run(made)
+    odd = {
+        name: torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
+        for name, value in (("qkv", made.qkv), ("dout", made.dout))
+    }
+    assert all(value.data_ptr() % 16 for value in odd.values())
+    strided = {name: getattr(made, name).transpose(0, 1).contiguous().transpose(0, 1) for name in odd}
+    for same in (odd, strided):
+        found = run(replace(made, **same))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert set(ran) == {backend}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("longest", [128, 300])
+def test_a_captured_graph_takes_other_boundaries_and_masks_and_waits_for_nothing(longest, use):
+    use("cuda")
+    made = replace(case((100, 28, 60), "cuda", size=64, filler=12), max_length=longest)
+    other = replace(made, lengths=(7, 128, 50))
+    qkv, boundaries, key = made.qkv.detach().requires_grad_(), made.boundaries, seed(3, "cuda")
+
+    def call() -> Tensor:
+        out = packed_attention(qkv, boundaries, 2, longest, dropout=0.1, seed=key)
+        (gradient,) = torch.autograd.grad(out, qkv, made.dout)
+        return torch.stack([out.detach().float().sum(), gradient.float().abs().sum()])
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()  # compiles, and must not wait
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        found = call()
+    for lengths, number in ((made, 3), (other, 4)):
+        boundaries.copy_(lengths.boundaries)
+        key.fill_(number)
+        graph.replay()
+        expected = call()
+        assert torch.equal(found, expected)
+
+
+def test_lse_is_the_logarithm_of_the_sum(use):
+    use("cpu")
+    made = case((5, 70), filler=2)
+    arguments = (made.boundaries, None, None, 2, 70, "full", 0.2, 0, None, 0)
+    out, lse = torch.ops.kernels.attention(made.qkv, *arguments)
+    _, expected = reference.forward(made.qkv.double(), reference.Arguments(*arguments))
+    torch.testing.assert_close(lse.double(), expected, atol=1e-5, rtol=0)
+    assert out.isfinite().all()
 
 
 BAD = [

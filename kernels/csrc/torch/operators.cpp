@@ -2,6 +2,7 @@
 //
 // Compiled for each library: KERNELS_CPU, KERNELS_EMULATOR (the CUDA kernels on the host), or neither for CUDA.
 #include "activation.h"
+#include "attention.h"
 #include "cross_entropy.h"
 #include "embedding.h"
 #include "norm.h"
@@ -25,6 +26,8 @@ STABLE_TORCH_LIBRARY(KERNELS_NAMESPACE, library) {
   library.def(kAdamW);
   library.def(kLambMoments);
   library.def(kLambStep);
+  library.def(kAttentionForward);
+  library.def(kAttentionBackward);
   library.def(kActivationForward);
   library.def(kActivationBackward);
 }
@@ -45,6 +48,8 @@ STABLE_TORCH_LIBRARY_IMPL(KERNELS_NAMESPACE, KERNELS_KEY, library) {
   library.impl("adamw", TORCH_BOX(&adamw));
   library.impl("lamb_moments", TORCH_BOX(&lamb_moments));
   library.impl("lamb_step", TORCH_BOX(&lamb_step));
+  library.impl("attention_forward", TORCH_BOX(&attention_forward));
+  library.impl("attention_backward", TORCH_BOX(&attention_backward));
   library.impl("activation_forward", TORCH_BOX(&activation_forward));
   library.impl("activation_backward", TORCH_BOX(&activation_backward));
 }
