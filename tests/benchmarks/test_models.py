@@ -168,6 +168,25 @@ def test_a_small_run(tmp_path: Path) -> None:
     assert sum(each["share"] for each in profile["largest"]) == pytest.approx(sum(times) / profile["total_ms"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_small_run_on_a_gpu(tmp_path: Path) -> None:
+    """With and without torch.compile, and the largest kernels of a step."""
+    output = tmp_path / "results.json"
+    few = ["--device", "cuda", "--cases", "gpt2-tiny", "--texts", "half", "--steps", "2", "--rounds", "2"]
+    few += ["--sides", "ours", "ours, comp", "trans", "--output", str(output)]
+    done = commands.run(SCRIPT, few, env={"DS_ACCELERATOR": "cuda"}, timeout=400)
+    assert done.returncode == 0, done.stdout
+    speed, profile = json.loads(output.read_text())["results"]
+    assert list(speed["sides"]) == ["ours", "transformers", "ours, compiled"]
+    for side in speed["sides"].values():
+        assert side["rounds"] == 2 and 9 < side["loss"] < math.log(50257) + 0.5
+        assert 2**20 < side["memory_bytes"] < torch.cuda.get_device_properties(0).total_memory
+        assert 0 < side["mfu"] < side["share_of_matmul"] < 1
+    assert len(profile["largest"]) == 10 and not any(each["name"].startswith("aten::") for each in profile["largest"])
+    assert not {"forward", "backward", "optimizer"} & {each["name"] for each in profile["largest"]}
+
+
 def test_techniques_one_by_one(tmp_path: Path) -> None:
     chosen = [models.TECHNIQUES[number] for number in (2, 3, 6)]
     options = ["--cases", "gpt2-tiny", "--texts", "half", "--techniques", "--sides", *chosen]
