@@ -49,7 +49,7 @@ def losses(model: str, shards: Path, folder: Path, backend: str) -> list[float]:
     options = [
         "--ds_config", ds_config, "--model", model, "--arch.hidden_size", "64", "--arch.num_heads", "2",
         "--arch.intermediate_size", "128", "--arch.num_layers", "2", "--arch.hidden_dropout", "0.1",
-        "--arch.attention_dropout", "0", "--train.optimizer.lr", "2e-3", "--data.shards", shards,
+        "--arch.attention_dropout", "0.1", "--train.optimizer.lr", "2e-3", "--data.shards", shards,
         "--data.seq_length", "64", "--train.output", output, "--train.steps", str(STEPS), "--train.batch_size", "4",
         "--train.micro_batch_size", "2", "--train.log_every", "1", "--train.save_every", "1000",
         "--train.tensorboard", "false",
