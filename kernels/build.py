@@ -135,13 +135,14 @@ def _cpu() -> Library:
     commands = [Command("torch/operators.cpp", (compiler, *_torch_flags(), "-DKERNELS_CPU"))]
     for source in _files("cpu", ".cpp", but=("levels.cpp",)):
         for level in (*CPU_LEVELS, *((BF16_LEVEL,) if source in BF16_SOURCES else ())):
-            flags = ("-O3", "-fopenmp-simd", *EXACT.get(source, FAST), *_of_level(level), f"-DKERNELS_LEVEL={level}")
-            commands.append(Command(source, (compiler, *HOST_FLAGS, *flags)))
+            flags = (*EXACT.get(source, FAST), *flags_of_level(level), f"-DKERNELS_LEVEL={level}")
+            commands.append(Command(source, (compiler, *HOST_FLAGS, "-O3", "-fopenmp-simd", *flags)))
     commands.append(Command("cpu/levels.cpp", (compiler, *HOST_FLAGS, "-O2")))
     return Library("cpu", ("common", "cpu", "torch"), tuple(commands), (compiler, "-shared", *_torch_libraries()))
 
 
-def _of_level(level: str) -> tuple[str, ...]:
+def flags_of_level(level: str) -> tuple[str, ...]:
+    """The host compiler's flags for the instructions of a level."""
     if level == BF16_LEVEL:
         return ("-march=x86-64-v4", "-mavx512bf16")
     return () if level == "generic" else (f"-march=x86-64-{level}",)
