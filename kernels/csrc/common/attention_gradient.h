@@ -1,5 +1,5 @@
-// What the gradients of attention on a GPU are made of: a warp has 16 rows of a tile, queries or keys, and multiplies them
-// with the other side's, 16 at a time.
+// What the gradients of attention on a GPU are made of: a warp has 16 rows of a tile, queries or keys, and multiplies
+// them with the other side's, 16 at a time.
 #pragma once
 
 #include <type_traits>
@@ -21,32 +21,25 @@ struct Shape {
   static constexpr int kSize = kNumbers, kStride = kRowStride<kSize>;
   static constexpr bool kHeld = kSize <= 64;
   static constexpr int kRows = kHeld ? 64 : 32, kScoreStride = kRows + 8;
-  static constexpr int kBlocks = kHeld ? 3 : 2;  // on a multiprocessor, by their registers
+  static constexpr int kRegisters = kHeld ? 168 : 224;  // of a thread: three blocks on a multiprocessor, or two
 };
 
-// A sequence as a tile's block sees it.
+// A sequence. Numbers of few bits: what is known of it stays in registers beside the matrices.
 struct View {
-  int64_t start;
-  int length, prefix;
-  Mask mask;
+  int start, length, common;  // so many first keys are seen by all
 
   __device__ View(const Attention& in, const Tile& tile)
-      : start(tile.start), length(tile.length), prefix(0), mask(in.mask) {
-    if (mask == Mask::kPrefix) prefix = in.prefix[tile.sequence];
+      : start(static_cast<int>(tile.start)), length(tile.length), common(0) {
+    if (in.mask == Mask::kFull) common = length;
+    if (in.mask == Mask::kPrefix) common = min(in.prefix[tile.sequence], length);
   }
-  __device__ bool sees(int i, int j) const { return j < length && visible(mask, prefix, i, j); }
+  __device__ bool sees(int i, int j) const { return i < length && j < length && (j <= i || j < common); }
   // Whether all, or none, of the queries [i, i + 16) see the keys [j, j + 16).
-  __device__ bool all(int i, int j) const {
-    return i + 15 < length && j + 15 < length && (mask == Mask::kFull || j + 15 <= i || j + 15 < prefix);
-  }
-  __device__ bool none(int i, int j) const {
-    return i >= length || j >= length || !visible(mask, prefix, i + 15, j);
-  }
+  __device__ bool all(int i, int j) const { return max(i, j) + 15 < length && (j + 15 <= i || j + 15 < common); }
+  __device__ bool none(int i, int j) const { return max(i, j) >= length || (j > i + 15 && j >= common); }
   // The first query that sees a key from j on, and the end of the keys that queries before `end` see.
-  __device__ int first_query(int j) const { return visible(mask, prefix, 0, j) ? 0 : j; }
-  __device__ int end_of_keys(int end) const {
-    return mask == Mask::kFull ? length : min(length, max(end, prefix));
-  }
+  __device__ int first_query(int j) const { return j < common ? 0 : j; }
+  __device__ int end_of_keys(int end) const { return min(length, max(end, common)); }
 };
 
 __device__ __forceinline__ int lane() { return threadIdx.x % kWarp; }
@@ -54,7 +47,9 @@ __device__ __forceinline__ int warp() { return threadIdx.x / kWarp; }
 
 // Where this lane points in rows of `stride` numbers, for a 16 x 16 part: matrices downwards first, or rightwards.
 __device__ __forceinline__ int down(int stride) { return lane() % 16 * stride + lane() / 16 * 8; }
-__device__ __forceinline__ int right(int stride) { return (lane() % 8 + lane() / 16 * 8) * stride + lane() / 8 % 2 * 8; }
+__device__ __forceinline__ int right(int stride) {
+  return (lane() % 8 + lane() / 16 * 8) * stride + lane() / 8 % 2 * 8;
+}
 
 // d, e += a b for the two halves of the columns of b.
 template <class T>
@@ -121,40 +116,48 @@ __device__ __forceinline__ void as_left(const float (&d)[2][4], uint32_t (&a)[4]
   for (int i = 0; i < 4; ++i) a[i] = pair_of<T>(d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]);
 }
 
-// Writes what a warp has of 16 rows from `row` on, those below `length`, times a factor.
+// Where a head of a token has its gradient: of queries, keys or values, as in qkv.
 template <class S>
-__device__ __forceinline__ void write_rows(const float (&sums)[S::kSize / 8][4], typename S::T* head, int64_t stride,
-                                           int row, int length, float factor) {
+__device__ __forceinline__ typename S::T* gradient_of(const AttentionBackward& args, int64_t token, int head) {
+  return static_cast<typename S::T*>(args.dqkv) + token * stride_of<S::kSize>(args.in) + head * S::kSize;
+}
+
+template <class S>
+__device__ __forceinline__ const typename S::T* dout_of(const AttentionBackward& args, int64_t token, int head) {
+  return static_cast<const typename S::T*>(args.dout) + (token * args.in.heads + head) * S::kSize;
+}
+
+// Writes what a warp has of the 16 rows from `row` of the sequence on, times a factor.
+template <class S>
+__device__ __forceinline__ void write_rows(const float (&sums)[S::kSize / 8][4], const AttentionBackward& args,
+                                           const View& view, int head, int row, float factor) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = row + lane() / 4 + 8 * half;
-    if (at >= length) continue;
-    typename S::T* to = head + at * stride + lane() % 4 * 2;
+    Words* const to = reinterpret_cast<Words*>(gradient_of<S>(args, view.start + at, head)) + lane() % 4;
 #pragma unroll
-    for (int n = 0; n < S::kSize / 8; ++n) {
-      *reinterpret_cast<uint32_t*>(to + 8 * n) =
-          pair_of<typename S::T>(sums[n][2 * half] * factor, sums[n][2 * half + 1] * factor);
+    for (int c = 0; c < S::kSize / 32; ++c) {
+      Words words;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const float(&pair)[4] = sums[4 * c + w];
+        words.word[w] = pair_of<typename S::T>(pair[2 * half] * factor, pair[2 * half + 1] * factor);
+      }
+      transpose_quad(words.word);
+      if (at < view.length) to[4 * c] = words;
     }
   }
 }
 
 // A sequence is longer than the caller said: its rows of a head are no numbers.
 template <class S>
-__device__ __forceinline__ void refuse_rows(typename S::T* head, int64_t stride, int first, int end) {
-  for (int64_t i = threadIdx.x; i < static_cast<int64_t>(end - first) * S::kSize; i += kThreads) {
-    head[(first + i / S::kSize) * stride + i % S::kSize] = from_float<typename S::T>(nanf(""));
+__device__ __forceinline__ void refuse_rows(const AttentionBackward& args, int64_t start, int first, int end,
+                                            int head) {
+  for (int row = first + warp(); row < end; row += kWarps) {
+    for (int i = lane(); i < S::kSize; i += kWarp) {
+      gradient_of<S>(args, start + row, head)[i] = from_float<typename S::T>(NAN);
+    }
   }
-}
-
-// Numbers of a token in qkv, and where a head of a sequence begins there.
-__device__ __forceinline__ int64_t token_stride(const Attention& in) {
-  return (in.heads + 2 * in.kv_heads) * in.size;
-}
-
-template <class T, class Void>
-__device__ __forceinline__ auto head_of(const Attention& in, Void* qkv, int64_t start, int64_t head) {
-  using Number = std::conditional_t<std::is_const_v<Void>, const T, T>;
-  return static_cast<Number*>(qkv) + start * token_stride(in) + head * in.size;
 }
 
 // Calls the function with a constant for a value that all threads of a warp have alike.
@@ -172,11 +175,11 @@ template <bool kBias>
 struct Scores {
   const Attention& in;
   const View& view;
-  const int64_t head;
+  const int head;
 
-  // Puts in place of the products q k of 16 x 16 queries and keys from i, j on what dropout leaves of p, less a factor, and
-  // in place of dp their gradients. place(n, e) gives query and key of the thread's numbers counted from i and j, row(query)
-  // lse / ln 2 and delta, draw() which numbers dropout leaves: bit 4 n + e.
+  // Puts in place of the products q k of 16 x 16 queries and keys from i, j on what dropout leaves of p, less a factor,
+  // and in place of dp the gradients ds. place(n, e) gives query and key of the thread's numbers, counted from i and j,
+  // row(query) its lse / ln 2 and delta, draw() which numbers dropout leaves: bit 4 n + e.
   template <class Place, class Row, class Draw>
   __device__ __forceinline__ void differentiate(int i, int j, float (&p)[2][4], float (&dp)[2][4], Place place, Row row,
                                                 Draw draw) const {
@@ -192,7 +195,7 @@ struct Scores {
         for (int e = 0; e < 4; ++e) {
           const int query = place(n, e).x, key = place(n, e).y;
           const float2 lse_delta = row(query);
-          const bool seen = kAll || (i + query < view.length && view.sees(i + query, j + key));
+          const bool seen = kAll || view.sees(i + query, j + key);
           float exponent = fmaf(p[n][e], scale, -lse_delta.x);
           if (kBias && seen) exponent = fmaf(bias[j + key - i - query], kLog2E, exponent);
           const float probability = seen ? exp2_approximate(exponent) : 0.0f;

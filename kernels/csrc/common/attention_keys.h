@@ -1,4 +1,4 @@
-// The gradients of a tile of keys of packed attention, and what else is made of its scores: see ../cuda/attention_backward.cu.
+// The gradients of a tile of keys, and what else is made of its scores: see ../cuda/attention_backward.cu.
 #pragma once
 
 #include "attention_gradient.h"
@@ -27,11 +27,11 @@ struct BiasShared : KeysShared<S> {
 
 // What a block of keys does in one go: a tile of queries of one of the heads that see its keys.
 struct Step {
-  int64_t head;
-  int first;
+  int head, first;
 
-  __device__ Step(int number, int tiles, int begin, int rows, int64_t first_head)
-      : head(first_head + number / tiles), first((begin + number % tiles) * rows) {}
+  __device__ Step next(int begin, int length, int rows) const {
+    return first + rows < length ? Step{head, first + rows} : Step{head + 1, begin};
+  }
 };
 
 // Begins to copy the queries of a step, and returns what this thread is to put into `rows`.
@@ -40,10 +40,10 @@ __device__ __forceinline__ float copy_step(const AttentionBackward& args, const 
                                            KeysShared<S>& shared, int stage) {
   using T = typename S::T;
   const Attention& in = args.in;
-  copy_rows<T, S::kSize, S::kRows, kThreads>(shared.q[stage], head_of<T>(in, in.qkv, view.start, step.head),
-                                             token_stride(in), step.first, view.length);
-  const T* dout = static_cast<const T*>(args.dout) + (view.start * in.heads + step.head) * S::kSize;
-  copy_rows<T, S::kSize, S::kRows, kThreads>(shared.dout[stage], dout, in.heads * S::kSize, step.first, view.length);
+  copy_rows<T, S::kSize, S::kRows, kThreads>(shared.q[stage], query_of<T, S::kSize>(in, view.start, step.head),
+                                             stride_of<S::kSize>(in), step.first, view.length);
+  copy_rows<T, S::kSize, S::kRows, kThreads>(shared.dout[stage], dout_of<S>(args, view.start, step.head),
+                                             static_cast<int>(in.heads) * S::kSize, step.first, view.length);
   end_copies();
   const int row = step.first + threadIdx.x % S::kRows;
   const bool first = threadIdx.x < S::kRows;
@@ -56,8 +56,8 @@ __device__ __forceinline__ void put_row(KeysShared<S>& shared, int stage, float 
   if (threadIdx.x < 2 * S::kRows) (&shared.rows[stage][0][0])[threadIdx.x] = value;
 }
 
-// Which of 16 queries from `row` (token * H + head) on and the 16 keys of groups `group` and its next dropout leaves, for
-// this thread's part of s^T: bit 4 n + i is for element i of product n.
+// What dropout leaves of 16 queries, the first of them row token * H + head, and 16 keys from 8 `group` on, for this
+// thread's part of s^T: bit 4 n + i for number i of product n. A thread draws for one of the queries and eight keys.
 __device__ __forceinline__ uint32_t kept_of_square(const Attention& in, int64_t row, uint32_t group) {
   const int g = lane() / 4, t = lane() % 4;
   const Draws draws = philox(*in.dropout.seed, in.dropout.site, row + lane() % 16 * in.heads, group + lane() / 16);
@@ -74,8 +74,8 @@ __device__ __forceinline__ uint32_t kept_of_square(const Attention& in, int64_t 
   return kept;
 }
 
-// Adds a warp's ds^T to the sums of its diagonals, the first of which is that of its key 0 and the step's last query. The
-// warp's next product keeps `square` from being written too early.
+// Adds a warp's ds^T to the sums of its diagonals, the first of which is that of its key 0 and the step's last query.
+// The warp's next product keeps `square` from being written too early.
 template <class S>
 __device__ __forceinline__ void add_diagonals(BiasShared<S>& shared, const float (&ds)[2][4], int query) {
   float(&square)[16][17] = shared.square[warp()];
@@ -119,7 +119,7 @@ __device__ __forceinline__ void add_queries(const AttentionBackward& args, const
   const bool last = tile + kTile >= view.length || view.first_query(tile + kTile) >= step.first + S::kRows;
   const int row = step.first + first + lane() / 4, at = column + lane() % 4 * 2;
   float* const sums = args.dq + (step.head * in.tokens + view.start + row) * S::kSize + at;
-  T* const out = head_of<T>(in, args.dqkv, view.start + row, step.head) + at;
+  T* const out = gradient_of<S>(args, view.start + row, step.head) + at;
   float dq[kParts][kColumns / 8][4] = {};
   const auto each = [&](auto function) {
 #pragma unroll
@@ -151,7 +151,8 @@ __device__ __forceinline__ void add_queries(const AttentionBackward& args, const
   }
   each([&](int m, int n, float x, float y) {
     if (last) {
-      *reinterpret_cast<uint32_t*>(out + 8 * m * token_stride(in) + 8 * n) = pair_of<T>(x * in.scale, y * in.scale);
+      T* const to = out + 8 * m * stride_of<S::kSize>(in) + 8 * n;
+      *reinterpret_cast<uint32_t*>(to) = pair_of<T>(x * in.scale, y * in.scale);
     } else {
       *reinterpret_cast<float2*>(sums + 8 * m * S::kSize + 8 * n) = float2{x, y};
     }
@@ -177,7 +178,7 @@ struct KeyGradients {
 // Adds those by 16 queries of a step, from `offset` on.
 template <class S, bool kWhole, bool kBias, class Shared>
 __device__ __forceinline__ void add_keys(const AttentionBackward& args, const Scores<kBias>& scores, int query, int key,
-                                          int stage, int offset, const LeftRows<S>& k, const LeftRows<S>& v,
+                                         int stage, int offset, const LeftRows<S>& k, const LeftRows<S>& v,
                                          Shared& shared, KeyGradients<S>& sums) {
   using T = typename S::T;
   uint32_t a[4] = {};
@@ -191,8 +192,11 @@ __device__ __forceinline__ void add_keys(const AttentionBackward& args, const Sc
   k.times(q, p);
   v.times(dout, ds);
   const auto place = [](int n, int e) { return int2{8 * n + lane() % 4 * 2 + e % 2, lane() / 4 + e / 2 * 8}; };
-  const auto row = [&](int query) { return float2{shared.rows[stage][0][offset + query], shared.rows[stage][1][offset + query]}; };
-  const auto draw = [&] { return kept_of_square(args.in, (scores.view.start + query) * args.in.heads + scores.head, key / kDraws); };
+  const auto row = [&](int i) { return float2{shared.rows[stage][0][offset + i], shared.rows[stage][1][offset + i]}; };
+  const auto draw = [&] {
+    const int64_t first = (scores.view.start + query) * args.in.heads + scores.head;
+    return kept_of_square(args.in, first, key / kDraws);
+  };
   scores.differentiate(query, key, p, ds, place, row, draw);
   as_left<T>(p, a);
   add_product<S>(sums.dv, a, dout);
@@ -206,47 +210,48 @@ template <class S, bool kWhole, bool kBias>
 using SharedOfKeys =
     std::conditional_t<kWhole, WholeShared<S>, std::conditional_t<kBias, BiasShared<S>, KeysShared<S>>>;
 
-// dk and dv of a tile of keys, and what else depends on its scores.
+// dk and dv of the tile of keys from `tile` on, and what else depends on its scores.
 template <class S, bool kWhole, bool kBias>
-__device__ __forceinline__ void tile_of_keys(const AttentionBackward& args, const Tile& tile, int64_t kv_head,
+__device__ __forceinline__ void tile_of_keys(const AttentionBackward& args, const View& view, int tile, int kv_head,
                                              SharedOfKeys<S, kWhole, kBias>& shared) {
   using T = typename S::T;
   const Attention& in = args.in;
-  const View view(in, tile);
-  const int group = static_cast<int>(in.heads / in.kv_heads), begin = view.first_query(tile.first) / S::kRows;
-  const int tiles = (view.length + S::kRows - 1) / S::kRows - begin, steps = tiles * group;
-  const int64_t stride = token_stride(in), k_head = in.heads + kv_head, v_head = k_head + in.kv_heads;
-  const auto step_of = [&](int n) { return Step(n, tiles, begin, S::kRows, kv_head * group); };
-  copy_rows<T, S::kSize, kTile, kThreads>(shared.k, head_of<T>(in, in.qkv, view.start, k_head), stride, tile.first,
-                                          view.length);
-  copy_rows<T, S::kSize, kTile, kThreads>(shared.v, head_of<T>(in, in.qkv, view.start, v_head), stride, tile.first,
-                                          view.length);
-  put_row(shared, 0, copy_step(args, view, step_of(0), shared, 0));
+  const int group = static_cast<int>(in.heads / in.kv_heads);
+  const int begin = view.first_query(tile) / S::kRows * S::kRows, end_head = (kv_head + 1) * group;
+  const int k_head = static_cast<int>(in.heads) + kv_head, v_head = k_head + static_cast<int>(in.kv_heads);
+  copy_rows<T, S::kSize, kTile, kThreads>(shared.k, query_of<T, S::kSize>(in, view.start, k_head),
+                                          stride_of<S::kSize>(in), tile, view.length);
+  copy_rows<T, S::kSize, kTile, kThreads>(shared.v, query_of<T, S::kSize>(in, view.start, v_head),
+                                          stride_of<S::kSize>(in), tile, view.length);
+  Step step{kv_head * group, begin};
+  put_row(shared, 0, copy_step(args, view, step, shared, 0));
   LeftRows<S> k(shared.k), v(shared.v);
   KeyGradients<S> sums;
-  const int key = tile.first + 16 * warp();
-  for (int n = 0; n < steps; ++n) {
+  const int key = tile + 16 * warp();
+  bool first = true;
+  for (int stage = 0; step.head < end_head; stage = 1 - stage) {
     wait_for_copies<0>();
     __syncthreads();
-    if (n == 0) k.hold(), v.hold();
-    const Step step = step_of(n);
-    const float next = n + 1 < steps ? copy_step(args, view, step_of(n + 1), shared, (n + 1) % 2) : 0.0f;
+    if (first) k.hold(), v.hold();
+    first = false;
+    const Step next = step.next(begin, view.length, S::kRows);
+    const float row = next.head < end_head ? copy_step(args, view, next, shared, 1 - stage) : 0.0f;
     const Scores<kBias> scores{in, view, step.head};
     if constexpr (kBias) {
       for (int i = lane(); i < S::kRows + 16; i += kWarp) shared.diagonals[warp()][i] = 0.0f;
     }
 #pragma unroll 1
     for (int offset = 0; offset < S::kRows; offset += 16) {
-      add_keys<S, kWhole>(args, scores, step.first + offset, key, n % 2, offset, k, v, shared, sums);
+      add_keys<S, kWhole>(args, scores, step.first + offset, key, stage, offset, k, v, shared, sums);
     }
-    put_row(shared, (n + 1) % 2, next);
+    put_row(shared, 1 - stage, row);
     if constexpr (kWhole || kBias) __syncthreads();
-    if constexpr (kWhole) add_queries(args, view, step, tile.first, shared);
-    if constexpr (kBias) add_to_partial(args, shared, step.head, tile.first - step.first - S::kRows + in.longest);
+    if constexpr (kWhole) add_queries(args, view, step, tile, shared);
+    if constexpr (kBias) add_to_partial(args, shared, step.head, tile - step.first - S::kRows + in.longest);
+    step = next;
   }
-  write_rows<S>(sums.dk, head_of<T>(in, args.dqkv, view.start, k_head), stride, key, view.length, in.scale);
-  write_rows<S>(sums.dv, head_of<T>(in, args.dqkv, view.start, v_head), stride, key, view.length,
-                keep_scale(in.dropout.threshold));
+  write_rows<S>(sums.dk, args, view, k_head, key, in.scale);
+  write_rows<S>(sums.dv, args, view, v_head, key, keep_scale(in.dropout.threshold));
   if constexpr (kWhole) __syncthreads();  // the next tile's keys take the place of these
 }
 

@@ -66,10 +66,10 @@ __device__ __forceinline__ Tile find_tile(const Attention& in, int64_t number, i
 // Begins to copy rows [first, first + kRows) of a head to shared memory, [kRows, kRowStride]; from `length` on they are
 // zero. `stride` numbers lie between the rows of `head`, which points at row 0.
 template <class T, int kSize, int kRows, int kThreads>
-__device__ __forceinline__ void copy_rows(T* shared, const T* head, int64_t stride, int first, int length) {
+__device__ __forceinline__ void copy_rows(T* shared, const T* head, int stride, int first, int length) {
   constexpr int kPacks = kSize / kPack, kStep = kThreads / kPacks, kTurns = (kRows + kStep - 1) / kStep;
   const int row = threadIdx.x / kPacks, column = threadIdx.x % kPacks * kPack;
-  const T* from = head + (first + row) * stride + column;
+  const T* from = head + static_cast<int64_t>(first + row) * stride + column;
 #pragma unroll
   for (int i = 0; i < kTurns; ++i, from += kStep * stride) {
     const int at = row + i * kStep;
@@ -122,8 +122,8 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
   }
 }
 
-// Which of 32 neighbouring keys dropout leaves to a row, that is token * H + head: bit k for key 8 group + k. Each of the
-// four threads of a quad draws for eight of them.
+// Which of 32 neighbouring keys dropout leaves to a row, that is token * H + head: bit k for key 8 group + k. Each of
+// the four threads of a quad draws for eight of them.
 __device__ __forceinline__ uint32_t kept_of_quad(const Dropout& dropout, uint64_t seed, int64_t row, uint32_t group) {
   const uint32_t t = threadIdx.x % 4;
   const Draws draws = philox(seed, dropout.site, static_cast<uint64_t>(row), group + t);

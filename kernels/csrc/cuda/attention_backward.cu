@@ -2,10 +2,10 @@
 //
 // Blocks of four warps compute scores again, a warp those of 16 rows, and multiply what they make of them straight from
 // registers: a warp of keys has s^T = k q^T and so p^T and ds^T, on the left of dv = p^T dout and dk = ds^T q.
-//   sequences_whole: a block has a sequence and a head of keys, takes its keys tile by tile, and makes dq = ds k as well,
-//     from ds in shared memory. Five products.
-//   keys_alone and queries_alone: a block has a tile of keys, or of queries, and loops over the other side. Seven products,
-//     but as many blocks as there are tiles: for long sequences, and where there is a bias.
+//   sequences_whole: a block has a sequence and a head of keys, takes its keys tile by tile, and makes dq = ds k as
+//     well, from ds in shared memory. Five products.
+//   keys_alone and queries_alone: a block has a tile of keys, or of queries, and loops over the other side. Seven
+//     products, but as many blocks as there are tiles: for long sequences, and where there is a bias.
 // The gradient of the bias is summed along diagonals by warp, by block and by a last kernel, each in a fixed order.
 #include "../common/attention_keys.h"
 
@@ -15,31 +15,37 @@ namespace {
 constexpr int kReduceThreads = 256;
 
 // delta, by four threads for a head of a token; where a token is filler, its gradients, 0.
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(kThreads) attention_delta(const AttentionBackward args) {
+  using T = typename S::T;
   const Attention& in = args.in;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 4) + threadIdx.x / 4;
-  const int64_t token = min(row / in.heads, in.tokens - 1), head = row % in.heads, packs = in.size / kPack;
-  const bool filler = token >= in.boundaries[in.sequences];
-  const int64_t group = in.heads / in.kv_heads, kv_head = in.heads + head / group;
+  const int64_t token = min(row / in.heads, in.tokens - 1);
+  const bool there = row < in.tokens * in.heads;
+  const int head = static_cast<int>(row % in.heads), group = static_cast<int>(in.heads / in.kv_heads);
   float sum = 0.0f;
-  for (int64_t i = threadIdx.x % 4; i < packs && row < in.tokens * in.heads; i += 4) {
-    if (filler) {
-      const float zeros[kPack] = {};
-      store(head_of<T>(in, args.dqkv, token, head), i, zeros);
+  if (there && token >= in.boundaries[in.sequences]) {
+    const float zeros[kPack] = {};
+    const int kv_head = static_cast<int>(in.heads) + head / group;
+    for (int i = threadIdx.x % 4; i < S::kSize / kPack; i += 4) {
+      store(gradient_of<S>(args, token, head), i, zeros);
       if (head % group != 0) continue;
-      store(head_of<T>(in, args.dqkv, token, kv_head), i, zeros);
-      store(head_of<T>(in, args.dqkv, token, kv_head + in.kv_heads), i, zeros);
-    } else {
+      store(gradient_of<S>(args, token, kv_head), i, zeros);
+      store(gradient_of<S>(args, token, kv_head + static_cast<int>(in.kv_heads)), i, zeros);
+    }
+  } else if (there) {
+#pragma unroll
+    for (int i = 0; i < S::kSize / kPack / 4; ++i) {
       float out[kPack], dout[kPack];
-      load(static_cast<const T*>(args.out), row * packs + i, out);
-      load(static_cast<const T*>(args.dout), row * packs + i, dout);
+      const int64_t at = row * (S::kSize / kPack) + 4 * i + threadIdx.x % 4;
+      load(static_cast<const T*>(args.out), at, out);
+      load(static_cast<const T*>(args.dout), at, dout);
 #pragma unroll
       for (int e = 0; e < kPack; ++e) sum += out[e] * dout[e];
     }
   }
   sum = quad_sum(sum);
-  if (threadIdx.x % 4 == 0 && row < in.tokens * in.heads) args.delta[head * in.tokens + token] = sum;
+  if (threadIdx.x % 4 == 0 && there) args.delta[head * in.tokens + token] = sum;
 }
 
 __global__ void __launch_bounds__(kReduceThreads) attention_bias_reduce(const AttentionBackward args) {
@@ -52,33 +58,27 @@ __global__ void __launch_bounds__(kReduceThreads) attention_bias_reduce(const At
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, S::kBlocks) sequences_whole(const AttentionBackward args) {
+__global__ void __maxnreg__(S::kRegisters) sequences_whole(const AttentionBackward args) {
   KERNELS_DYNAMIC_SHARED(memory);
-  using T = typename S::T;
   const Attention& in = args.in;
-  const int sequence = static_cast<int>(blockIdx.x);
-  const int64_t start = in.boundaries[sequence], group = in.heads / in.kv_heads;
-  Tile tile{sequence, 0, start, static_cast<int>(in.boundaries[sequence + 1] - start)};
+  const int sequence = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
+  const int heads = static_cast<int>(in.heads), kv_heads = static_cast<int>(in.kv_heads), group = heads / kv_heads;
+  const int64_t start = in.boundaries[sequence];
+  const Tile tile{sequence, 0, start, static_cast<int>(in.boundaries[sequence + 1] - start)};
   if (tile.length > in.longest) {
-    for (int64_t i = 0; i < group; ++i) {
-      T* const head = head_of<T>(in, args.dqkv, start, blockIdx.y * group + i);
-      refuse_rows<S>(head, token_stride(in), 0, tile.length);
-    }
-    for (int64_t i = 0; i < 2; ++i) {
-      T* const head = head_of<T>(in, args.dqkv, start, in.heads + i * in.kv_heads + blockIdx.y);
-      refuse_rows<S>(head, token_stride(in), 0, tile.length);
-    }
+    for (int i = 0; i < group; ++i) refuse_rows<S>(args, tile.start, 0, tile.length, kv_head * group + i);
+    for (int i = 0; i < 2; ++i) refuse_rows<S>(args, tile.start, 0, tile.length, heads + i * kv_heads + kv_head);
     return;
   }
-  for (; !tile.empty(); tile.first += kTile) {
-    tile_of_keys<S, true, false>(args, tile, blockIdx.y, *reinterpret_cast<WholeShared<S>*>(memory));
+  const View view(in, tile);
+  for (int first = 0; first < view.length; first += kTile) {
+    tile_of_keys<S, true, false>(args, view, first, kv_head, *reinterpret_cast<WholeShared<S>*>(memory));
   }
 }
 
 template <class S, bool kBias>
-__global__ void __launch_bounds__(kThreads, S::kBlocks) keys_alone(const AttentionBackward args, const int64_t tiles) {
+__global__ void __maxnreg__(S::kRegisters) keys_alone(const AttentionBackward args, const int64_t tiles) {
   KERNELS_DYNAMIC_SHARED(memory);
-  using T = typename S::T;
   const Attention& in = args.in;
   if constexpr (kBias) {
     const int64_t numbers = in.heads / in.kv_heads * (2 * in.longest - 1);
@@ -89,14 +89,13 @@ __global__ void __launch_bounds__(kThreads, S::kBlocks) keys_alone(const Attenti
     const Tile tile = find_tile(in, number, kTile);
     if (tile.sequence == in.sequences || tile.empty()) continue;
     if (tile.length > in.longest) {
-      for (int64_t i = 0; i < 2; ++i) {
-        T* const head = head_of<T>(in, args.dqkv, tile.start, in.heads + i * in.kv_heads + blockIdx.y);
-        refuse_rows<S>(head, token_stride(in), tile.first, min(tile.length, tile.first + kTile));
-      }
+      const int end = min(tile.length, tile.first + kTile), head = static_cast<int>(in.heads + blockIdx.y);
+      refuse_rows<S>(args, tile.start, tile.first, end, head);
+      refuse_rows<S>(args, tile.start, tile.first, end, head + static_cast<int>(in.kv_heads));
       continue;
     }
     using Shared = SharedOfKeys<S, false, kBias>;
-    tile_of_keys<S, false, kBias>(args, tile, blockIdx.y, *reinterpret_cast<Shared*>(memory));
+    tile_of_keys<S, false, kBias>(args, View(in, tile), tile.first, blockIdx.y, *reinterpret_cast<Shared*>(memory));
   }
 }
 
@@ -110,7 +109,7 @@ struct QueryGradients {
   float2 rows[2];  // lse / ln 2 and delta of this thread's queries
   float dq[S::kSize / 8][4] = {};
 
-  __device__ QueryGradients(const AttentionBackward& args, const View& view, int64_t head, int first_query,
+  __device__ QueryGradients(const AttentionBackward& args, const View& view, int head, int first_query,
                             const T* q_tile, const T* dout_tile)
       : scores{args.in, view, head}, first(first_query), q(q_tile), dout(dout_tile) {
 #pragma unroll
@@ -162,27 +161,25 @@ struct alignas(16) QueriesShared {
 };
 
 template <class S, bool kBias>
-__global__ void __launch_bounds__(kThreads, S::kBlocks) queries_alone(const AttentionBackward args) {
+__global__ void __maxnreg__(S::kRegisters) queries_alone(const AttentionBackward args) {
   KERNELS_DYNAMIC_SHARED(memory);
   using T = typename S::T;
   QueriesShared<S>& shared = *reinterpret_cast<QueriesShared<S>*>(memory);
   const Attention& in = args.in;
   const Tile tile = find_tile(in, gridDim.x - 1 - blockIdx.x, kTile);  // the last ones see most
   if (tile.sequence == in.sequences || tile.empty()) return;
-  const int64_t stride = token_stride(in), head = blockIdx.y, kv_head = in.heads + head / (in.heads / in.kv_heads);
   const View view(in, tile);
-  const int end = min(tile.first + kTile, view.length);
-  T* const out = head_of<T>(in, args.dqkv, view.start, head);
-  if (view.length > in.longest) return refuse_rows<S>(out, stride, tile.first, end);
-  const T* const dout = static_cast<const T*>(args.dout) + (view.start * in.heads + head) * S::kSize;
-  copy_rows<T, S::kSize, kTile, kThreads>(shared.q, head_of<T>(in, in.qkv, view.start, head), stride, tile.first,
-                                          view.length);
-  copy_rows<T, S::kSize, kTile, kThreads>(shared.dout, dout, in.heads * S::kSize, tile.first, view.length);
+  const int head = static_cast<int>(blockIdx.y), end = min(tile.first + kTile, view.length);
+  if (view.length > in.longest) return refuse_rows<S>(args, view.start, tile.first, end, head);
+  copy_rows<T, S::kSize, kTile, kThreads>(shared.q, query_of<T, S::kSize>(in, view.start, head),
+                                          stride_of<S::kSize>(in), tile.first, view.length);
+  copy_rows<T, S::kSize, kTile, kThreads>(shared.dout, dout_of<S>(args, view.start, head),
+                                          static_cast<int>(in.heads) * S::kSize, tile.first, view.length);
   const auto copy_keys = [&](int n) {
-    const T* const k = head_of<T>(in, in.qkv, view.start, kv_head);
-    copy_rows<T, S::kSize, S::kRows, kThreads>(shared.k[n % 2], k, stride, n * S::kRows, view.length);
-    copy_rows<T, S::kSize, S::kRows, kThreads>(shared.v[n % 2], k + in.kv_heads * S::kSize, stride, n * S::kRows,
-                                               view.length);
+    const T* const k = key_of<T, S::kSize>(in, view.start, head);
+    copy_rows<T, S::kSize, S::kRows, kThreads>(shared.k[n % 2], k, stride_of<S::kSize>(in), n * S::kRows, view.length);
+    copy_rows<T, S::kSize, S::kRows, kThreads>(shared.v[n % 2], k + values_behind<S::kSize>(in),
+                                               stride_of<S::kSize>(in), n * S::kRows, view.length);
     end_copies();
   };
   copy_keys(0);
@@ -197,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocks) queries_alone(const Atte
       sums.add(shared.k[n % 2] + offset * S::kStride, shared.v[n % 2] + offset * S::kStride, n * S::kRows + offset);
     }
   }
-  write_rows<S>(sums.dq, out, stride, tile.first + 16 * warp(), view.length, in.scale);
+  write_rows<S>(sums.dq, args, view, head, tile.first + 16 * warp(), in.scale);
 }
 
 // Calls the function with the shape for heads of 16-bit numbers.
@@ -254,7 +251,7 @@ KERNELS_EXPORT int32_t kernels_attention_backward(const AttentionBackward* args,
     if (in.tokens > 0) {
       const int64_t rows = in.tokens * in.heads, each = kThreads / 4;
       const dim3 grid(static_cast<unsigned>((rows + each - 1) / each));
-      KERNELS_LAUNCH(attention_delta<typename S::T>, grid, dim3(kThreads), 0, stream, *args);
+      KERNELS_LAUNCH(attention_delta<S>, grid, dim3(kThreads), 0, stream, *args);
     }
     if (in.bias != nullptr) return launch_alone<S, true>(*args, stream);
     if (in.sequences == 0 || in.tokens == 0) return KERNELS_LAUNCH_STATUS();

@@ -1,9 +1,8 @@
-// Runs the gradients of packed attention: both paths, all masks, dropout, bias, groups of heads, filler, sequences that are
-// empty or too long; and compares them with sums in double.
+// Runs the gradients of packed attention: both paths, all masks, dropout, bias, groups of heads, filler, sequences that
+// are empty or too long; and compares them with sums in double.
 #include "attention.h"
 
 #include <cmath>
-#include <string>
 
 #include "memory.h"
 
@@ -48,7 +47,9 @@ struct Head {
   const Numbers64 &qkv, &dout, &bias;
   Numbers64 &out, &lse, &dqkv, &dbias;
 
-  int64_t at(int token, int64_t which) const { return ((start + token) * (of.heads + 2 * of.kv_heads) + which) * of.size; }
+  int64_t at(int token, int64_t which) const {
+    return ((start + token) * (of.heads + 2 * of.kv_heads) + which) * of.size;
+  }
   int64_t k_head() const { return of.heads + head / (of.heads / of.kv_heads); }
   int64_t v_head() const { return k_head() + of.kv_heads; }
   int64_t out_at(int token) const { return ((start + token) * of.heads + head) * of.size; }
@@ -67,10 +68,11 @@ struct Head {
 
   void row(int i) {
     Numbers64 p(length);
-    double sum = 0.0, delta = 0.0;
+    double sum = 0.0;
     for (int j = 0; j < length; ++j) {
       if (!kernels::visible(of.mask, prefix, i, j)) continue;
-      p[j] = std::exp(scale * product(qkv, at(i, head), qkv, at(j, k_head()), of.size) + (of.bias ? bias[bias_at(i, j)] : 0.0));
+      const double score = scale * product(qkv, at(i, head), qkv, at(j, k_head()), of.size);
+      p[j] = std::exp(score + (of.bias ? bias[bias_at(i, j)] : 0.0));
       sum += p[j];
     }
     lse[head * of.tokens() + start + i] = std::log(sum);
@@ -81,13 +83,34 @@ struct Head {
         dqkv[at(j, v_head()) + n] += p[j] * dropped(i, j) * dout[out_at(i) + n];
       }
     }
-    delta = product(out, out_at(i), dout, out_at(i), of.size);
+    const double delta = product(out, out_at(i), dout, out_at(i), of.size);
     for (int j = 0; j < length; ++j) {
-      const double dp = product(dout, out_at(i), qkv, at(j, v_head()), of.size) * dropped(i, j), ds = p[j] * (dp - delta);
+      const double dp = product(dout, out_at(i), qkv, at(j, v_head()), of.size) * dropped(i, j);
+      const double ds = p[j] * (dp - delta);
       if (of.bias && p[j] != 0.0) dbias[bias_at(i, j)] += ds;
       for (int64_t n = 0; n < of.size; ++n) {
         dqkv[at(i, head) + n] += scale * ds * qkv[at(j, k_head()) + n];
         dqkv[at(j, k_head()) + n] += scale * ds * qkv[at(i, head) + n];
+      }
+    }
+  }
+};
+
+// What the results should be.
+struct Right {
+  Numbers64 out, lse, dqkv, dbias;
+  std::vector<int32_t> boundaries = {0};
+
+  Right(const Case& of, double scale, const Numbers64& qkv, const Numbers64& dout, const Numbers64& bias)
+      : out(dout.size()), lse(of.heads * of.tokens()), dqkv(qkv.size()), dbias(bias.size()) {
+    for (size_t s = 0; s < of.lengths.size(); ++s) {
+      const int start = boundaries[s], length = of.lengths[s], prefix = of.mask == Mask::kPrefix ? of.prefix[s] : 0;
+      boundaries.push_back(start + length);
+      const int64_t numbers = (of.heads + 2 * of.kv_heads) * of.size;
+      if (length > of.longest) std::fill_n(dqkv.begin() + start * numbers, length * numbers, NAN);
+      for (int64_t h = 0; h < of.heads && length <= of.longest; ++h) {
+        Head head{of, start, h, length, prefix, scale, qkv, dout, bias, out, lse, dqkv, dbias};
+        for (int i = 0; i < length; ++i) head.row(i);
       }
     }
   }
@@ -133,34 +156,32 @@ void run(const Case& of, Type type) {
   const std::vector<T> dout_values = numbers.floats<T>(tokens * of.heads * of.size);
   const std::vector<float> bias_values = numbers.floats<float>(of.heads * of.columns());
   const Numbers64 qkv64 = widened(qkv_values), dout64 = widened(dout_values), bias64 = widened(bias_values);
-  Numbers64 out64(dout64.size()), lse64(of.heads * tokens), dqkv64(qkv64.size()), dbias64(bias64.size());
-  std::vector<int32_t> boundaries(1, 0);
-  for (int64_t s = 0; s < sequences; ++s) {
-    const int prefix = of.mask == Mask::kPrefix ? of.prefix[s] : 0;
-    for (int64_t h = 0; h < of.heads && of.lengths[s] <= of.longest; ++h) {
-      Head head{of, boundaries[s], h, of.lengths[s], prefix, scale, qkv64, dout64, bias64, out64, lse64, dqkv64, dbias64};
-      for (int i = 0; i < of.lengths[s]; ++i) head.row(i);
-    }
-    boundaries.push_back(boundaries[s] + of.lengths[s]);
-    if (of.lengths[s] <= of.longest) continue;
-    const auto first = dqkv64.begin() + boundaries[s] * heads * of.size;
-    std::fill(first, first + of.lengths[s] * heads * of.size, NAN);
-  }
-
-  Array<T> qkv(qkv64.size()), out(out64.size()), dout(out64.size()), dqkv(qkv64.size());
-  Array<float> lse(lse64.size()), delta(lse64.size()), bias(bias64.size()), dbias(bias64.size());
+  const Right right(of, scale, qkv64, dout64, bias64);
+  Array<T> qkv(qkv64.size()), out(dout64.size()), dout(dout64.size()), dqkv(qkv64.size());
+  Array<float> lse(right.lse.size()), delta(right.lse.size()), bias(bias64.size()), dbias(bias64.size());
   Array<float> dq(of.workspace ? of.heads * tokens * of.size : 0), partial(of.bias ? of.blocks * bias64.size() : 0);
   Array<int32_t> starts(sequences + 1), prefix(of.prefix.size());
   Array<uint64_t> seed(1);
-  qkv.fill(qkv_values), dout.fill(dout_values), bias.fill(bias_values), starts.fill(boundaries);
-  out.fill(narrowed<T>(out64)), lse.fill(narrowed<float>(lse64)), prefix.fill(of.prefix), seed.fill({kSeed});
+  qkv.fill(qkv_values), dout.fill(dout_values), bias.fill(bias_values), starts.fill(right.boundaries);
+  out.fill(narrowed<T>(right.out)), lse.fill(narrowed<float>(right.lse)), prefix.fill(of.prefix), seed.fill({kSeed});
   dqkv.fill(std::vector<T>(qkv64.size(), static_cast<T>(NAN)));
   for (Array<float>* each : {&delta, &dbias, &dq, &partial}) each->fill(std::vector<float>(each->values().size(), NAN));
 
   kernels::AttentionBackward args{};
-  args.in = {qkv.data(), starts.data(), of.mask == Mask::kPrefix ? prefix.data() : nullptr, of.bias ? bias.data() : nullptr,
-             tokens, sequences, of.heads, of.kv_heads, of.size, of.longest, type, of.mask, static_cast<float>(scale),
-             {seed.data(), kSite, of.threshold}};
+  args.in.qkv = qkv.data();
+  args.in.boundaries = starts.data();
+  args.in.prefix = of.mask == Mask::kPrefix ? prefix.data() : nullptr;
+  args.in.bias = of.bias ? bias.data() : nullptr;
+  args.in.tokens = tokens;
+  args.in.sequences = sequences;
+  args.in.heads = of.heads;
+  args.in.kv_heads = of.kv_heads;
+  args.in.size = of.size;
+  args.in.longest = of.longest;
+  args.in.type = type;
+  args.in.mask = of.mask;
+  args.in.scale = static_cast<float>(scale);
+  args.in.dropout = {seed.data(), kSite, of.threshold};
   args.out = out.data();
   args.lse = lse.data();
   args.dout = dout.data();
@@ -172,12 +193,12 @@ void run(const Case& of, Type type) {
   args.blocks = of.blocks;
   require(kernels_attention_backward(&args, nullptr) == kernels::kOk, "kernels_attention_backward");
 
-  const double error = type == Type::kFloat16 ? 2e-3 : 1.2e-2;
-  compare(of, "dqkv", dqkv, dqkv64, error);
+  const double error = type == Type::kFloat16 ? 1e-3 : 6e-3;
+  compare(of, "dqkv", dqkv, right.dqkv, error);
   Digest digest;
   digest.add(dqkv);
   if (of.bias) {
-    compare(of, "dbias", dbias, dbias64, error);
+    compare(of, "dbias", dbias, right.dbias, error);
     digest.add(dbias);
   }
   digest.print(of.name);
