@@ -96,13 +96,25 @@ inline void read_parameter(const void* parameter, Type type, int64_t width, floa
 // The factors of a row's elements [first, first + width) under dropout, 0 or the scale: [width], rounded up to a multiple
 // of kDraws, of which `first` is one.
 inline void dropout_factors(const Dropout& dropout, int64_t row, int64_t width, float* out, int64_t first = 0) {
+  constexpr int64_t kGroups = 32, kWords = kDraws / 2;  // drawn at a time, and the words of one
   const uint64_t seed = *dropout.seed;
-  const float scale = keep_scale(dropout.threshold);
+  const uint32_t site = dropout.site, threshold = dropout.threshold;
+  const float scale = keep_scale(threshold);
   const int64_t groups = (width + kDraws - 1) / kDraws;
+  uint32_t words[kGroups * kWords];
+  for (int64_t begin = 0; begin < groups; begin += kGroups) {
+    const int64_t count = groups - begin < kGroups ? groups - begin : kGroups;
 #pragma omp simd
-  for (int64_t group = 0; group < groups; ++group) {
-    const Draws draws = philox(seed, dropout.site, row, static_cast<uint32_t>(first / kDraws + group));
-    for (int i = 0; i < kDraws; ++i) out[group * kDraws + i] = draws.at(i) < dropout.threshold ? 0.0f : scale;
+    for (int64_t group = 0; group < count; ++group) {
+      const Draws draws = philox(seed, site, row, static_cast<uint32_t>(first / kDraws + begin + group));
+      for (int64_t i = 0; i < kWords; ++i) words[group * kWords + i] = draws.word[i];
+    }
+    float* factors = out + begin * kDraws;
+#pragma omp simd
+    for (int64_t i = 0; i < count * kWords; ++i) {
+      factors[2 * i] = (words[i] & 0xffffu) < threshold ? 0.0f : scale;
+      factors[2 * i + 1] = words[i] >> 16 < threshold ? 0.0f : scale;
+    }
   }
 }
 
