@@ -245,14 +245,18 @@ __device__ __forceinline__ void tile_of_keys(const AttentionBackward& args, cons
       add_keys<S, kWhole>(args, scores, step.first + offset, key, stage, offset, k, v, shared, sums);
     }
     put_row(shared, 1 - stage, row);
-    if constexpr (kWhole || kBias) __syncthreads();
+    if constexpr (kWhole || kBias) {
+      __syncthreads();
+    }
     if constexpr (kWhole) add_queries(args, view, step, tile, shared);
     if constexpr (kBias) add_to_partial(args, shared, step.head, tile - step.first - S::kRows + in.longest);
     step = next;
   }
   write_rows<S>(sums.dk, args, view, k_head, key, in.scale);
   write_rows<S>(sums.dv, args, view, v_head, key, keep_scale(in.dropout.threshold));
-  if constexpr (kWhole) __syncthreads();  // the next tile's keys take the place of these
+  if constexpr (kWhole) {
+    __syncthreads();  // the next tile's keys take the place of these
+  }
 }
 
 }  // namespace
