@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.fragments import BF16, ZERO3, ZERO12, layout_of
+from engine.checkpoint.fragments import ZERO3, ZERO12, layout_of
 from kernels.dispatch import has_kernel
 from kernels.optimizer import GRADIENT_NORM, TakesFactor, clip_factor, squared_norm
 
@@ -18,6 +18,15 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     if gradients and has_kernel(GRADIENT_NORM, gradients[0].device):
         return squared_norm(gradients)[0].sqrt().float()
     return nn.utils.get_total_norm(gradients)
+
+
+def sum_of_squares(gradients: Sequence[Tensor], device: torch.device | str) -> Tensor:
+    """Of all elements, [1] float64 on a device; not finite if one of them is not."""
+    if not gradients:
+        return torch.zeros(1, dtype=torch.float64, device=device)
+    if has_kernel(GRADIENT_NORM, gradients[0].device):
+        return squared_norm(gradients)
+    return nn.utils.get_total_norm(gradients).double().square().reshape(1)
 
 
 def clip(
@@ -42,18 +51,10 @@ def clip(
 def hand_over_factors(engine: Any, optimizer: torch.optim.Optimizer) -> None:
     """Have DeepSpeed's wrapper of ZeRO 1 to 3 give the optimizer the factor that it would multiply gradients by."""
     layout, wrapper = layout_of(engine), engine.optimizer
-    if not isinstance(optimizer, TakesFactor):
+    if not isinstance(optimizer, TakesFactor) or layout not in (ZERO12, ZERO3):
         return
-    if layout in (ZERO12, ZERO3):
 
-        def unscale_and_clip_grads(which: Any, norm: Tensor) -> None:
-            optimizer.factor = clip_factor(norm, wrapper.clip_grad, float(wrapper.loss_scale))
+    def unscale_and_clip_grads(which: Any, norm: Tensor) -> None:
+        optimizer.factor = clip_factor(norm, wrapper.clip_grad, float(wrapper.loss_scale))
 
-        wrapper.unscale_and_clip_grads = unscale_and_clip_grads
-    elif layout == BF16:
-        limit, wrapper.clip_grad = wrapper.clip_grad, 0.0
-
-        def before_step(_: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            optimizer.factor = clip_factor(wrapper._global_grad_norm, limit, 1.0)
-
-        optimizer.register_step_pre_hook(before_step)
+    wrapper.unscale_and_clip_grads = unscale_and_clip_grads

@@ -192,12 +192,17 @@ def _first_checkpoint(
 
 def _engine(parts: RunParts, model: Model, optimizer: torch.optim.Optimizer) -> ZeroEngine:
     """DeepSpeed round a model with whole weights."""
-    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings)
+    engine = ZeroEngine(model, parts.objective, optimizer, parts.settings, lags=_may_lag(parts.train))
     bind_optimizer(engine.deepspeed, model)
     model.encoder.checkpoint_layers = parts.train.activation_checkpointing
     if parts.train.compile:
         compile_layers(model)
     return engine
+
+
+def _may_lag(train: TrainConfig) -> bool:
+    """Whether a step with a gradient that is not finite may spoil the weights: the run ends, and nothing is kept."""
+    return train.nonfinite == "stop" and describe_device().type == "cuda"
 
 
 def _train(

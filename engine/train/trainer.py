@@ -29,6 +29,7 @@ from engine.train.distributed import (
     world_size,
 )
 from engine.train.flops import batch_flops, peak_flops
+from engine.train.lagging import LaggingFlag
 from engine.train.metrics import MetricsLog, Window, memory_bytes, say
 from engine.train.profiling import StepProfiler, part, profiled
 from engine.train.signals import StopRequest
@@ -101,6 +102,7 @@ class Trainer:
         self._window = Window()
         self._feed = DeviceFeed(self._device)
         self._stop = LaggingFlag(self._device)
+        self._before: tuple[StepBatches, list[Tensor]] | None = None  # the last step and its losses
         self._log: MetricsLog | None = None
         self._profile: StepProfiler | None = None
 
@@ -174,6 +176,9 @@ class Trainer:
             self._write_scores(self.parts.downstream)
         last = step == self.parts.timeline.steps
         stopping = self._stop.is_set() and not last
+        intervals = config.log_every, config.eval_every, config.save_every
+        if self.parts.engine.lags and (last or stopping or any(every and step % every == 0 for every in intervals)):
+            self._look_back(newest=True)  # nothing is told or kept of a step that went wrong
         if last or stopping or step % config.log_every == 0:
             self._log_window()
         if self.parts.evaluate and (last or (config.eval_every and step % config.eval_every == 0)):
@@ -208,8 +213,17 @@ class Trainer:
         window.waited += work.waited
         if parts.engine.consecutive_skips:
             self._look_at_skipped(work, losses)
+        if parts.engine.lags:
+            self._look_back()
+            self._before = work, losses
         self.state.step += 1
         self.state.rows_consumed += step.batch_size
+
+    def _look_back(self, newest: bool = False) -> None:
+        """Stop all ranks where the gradient of the step before the last, or of the last, was not finite."""
+        if self.parts.engine.was_not_finite(newest):
+            assert self._before is not None
+            self._look_at_skipped(*self._before)
 
     def _count_targets(self, work: StepBatches) -> dict[str, Tensor]:
         """Targets of each term in the whole step, over all ranks, as tensors on the device; whether to stop as well."""
@@ -297,31 +311,3 @@ class Trainer:
                 self._log_window()
             engine = self.parts.engine
             self.parts.writer.save(engine.deepspeed, engine.model, self.state.step, self.state.state_dict())
-
-
-class LaggingFlag:
-    """A flag agreed on by all ranks, read without waiting for a GPU: there it tells what held one update before."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._set = False
-        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def update(self, total: Tensor) -> None:
-        """Take a new value: scalar on the device, above 0 where any rank has the flag."""
-        if self._device.type == "cpu":
-            self._set = self._set or bool(total > 0)
-            return
-        if self._pending is not None:
-            host, copied = self._pending
-            copied.synchronize()  # of a copy that a whole step has passed since
-            self._set = self._set or bool(host > 0)
-        host = torch.empty((), dtype=total.dtype, pin_memory=True)
-        host.copy_(total, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        self._pending = host, copied
-
-    def is_set(self) -> bool:
-        """Whether the flag was set on any rank; the same on all ranks."""
-        return self._set

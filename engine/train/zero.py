@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.fragments import BF16, PLAIN, UNFUSED, is_replicated, layout_of
+from engine.checkpoint.fragments import BF16, PLAIN, is_replicated, layout_of
 from engine.checkpoint.state import keep_frozen_weights
 from engine.config.cli import SharedError
 from engine.config.deepspeed_json import DeepSpeedSettings
@@ -22,8 +22,10 @@ from engine.objectives.base import LossTerm, Objective
 from engine.train.bf16_gradients import collect_in_one_pass
 from engine.train.clipping import clip, hand_over_factors, total_norm
 from engine.train.distributed import local_rank_for_deepspeed
+from engine.train.lagging import LaggingFlag
 from engine.train.loss_scale import AT_MINIMUM, LossScaling, minimum_message
 from engine.train.profiling import part
+from engine.train.wrapper_steps import ask_once, is_finite
 
 T = TypeVar("T")
 
@@ -47,7 +49,9 @@ class ZeroEngine:
     """A DeepSpeed engine whose loss is divided by the targets of the whole step and whose norm is always known.
 
     A step whose gradient is not finite changes neither weights nor optimizer state, at any stage and precision: it is
-    counted as skipped, and what becomes of the run is the trainer's business.
+    counted as skipped, and what becomes of the run is the trainer's business. For that the host waits for the device
+    once a step. Steps that lag are taken without waiting: one whose gradient was not finite has spoilt the weights by
+    the time that ``was_not_finite`` tells of it, so that the run has to end, and can go on from a checkpoint.
 
     Attributes:
         deepspeed: DeepSpeed's own engine.
@@ -55,13 +59,29 @@ class ZeroEngine:
         objective: what is learned.
         optimizer: as it was handed over; DeepSpeed's wrappers step it.
         device: where batches belong.
+        lags: whether steps are taken before it is known that their gradient is finite.
         skipped_steps: steps since the start of this process that changed nothing.
         consecutive_skips: how many of them just now, one after the other.
     """
 
     def __init__(
-        self, model: Model, objective: Objective, optimizer: torch.optim.Optimizer, settings: DeepSpeedSettings
+        self,
+        model: Model,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        settings: DeepSpeedSettings,
+        lags: bool = False,
     ) -> None:
+        """Make DeepSpeed's engine.
+
+        Args:
+            model: with whole weights.
+            objective: what is learned.
+            optimizer: of the model's parameters.
+            settings: the checked DeepSpeed configuration.
+            lags: take steps without waiting for the device, where that can be: up to stage 2, neither in fp16 nor with
+                offload, and at stages 1 and 2 in bf16.
+        """
         import deepspeed
 
         keep_frozen_weights(model)
@@ -87,13 +107,15 @@ class ZeroEngine:
             _accumulate_in_fp32(model)
         if self._ranks == 1 and (replicated or layout_of(self.deepspeed) == BF16):
             self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy all gradients to sum up one
-        if layout_of(self.deepspeed) == UNFUSED:
-            self.deepspeed.optimizer.unscale_and_clip_grads = self._clip_unfused
         if layout_of(self.deepspeed) == BF16:
             collect_in_one_pass(self.deepspeed.optimizer)
         hand_over_factors(self.deepspeed, optimizer)
+        self.lags = ask_once(self.deepspeed, optimizer, lags) or (lags and self._plain)
+        self._not_finite = LaggingFlag(self.device, lags=True)
         if self._plain:
             self.deepspeed.clip_fp32_gradients = lambda: None  # it computes the norm, and drops it
+        if "timers" not in settings.config:
+            self.deepspeed.tput_timer.config.enabled = False  # it waits for the GPU before and after each micro-batch
 
     def micro_step(self, batch: PackedBatch, counts: dict[str, Tensor], last: bool) -> dict[str, LossTerm]:
         """Forward and backward of one micro-batch; the optimizer steps after the last one of a step.
@@ -137,6 +159,10 @@ class ZeroEngine:
             if AT_MINIMUM not in str(error):
                 raise
             raise SharedError(minimum_message(step, self.consecutive_skips + 1)) from None
+        if self.lags:
+            norm = self.norm
+            assert isinstance(norm, Tensor)
+            self._not_finite.update(norm.isfinite().logical_not().float())
         if finite and self.deepspeed.was_step_applied():
             self.consecutive_skips = 0
         else:
@@ -148,7 +174,7 @@ class ZeroEngine:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         self._norm = total_norm(gradients)
-        finite = bool(self._norm.isfinite())
+        finite = self.lags or is_finite(self._norm)
         if finite:
             clip(self.optimizer, gradients, self._norm, self.deepspeed.gradient_clipping(), 1.0)
         else:
@@ -156,12 +182,15 @@ class ZeroEngine:
                 parameter.grad = None
         return finite
 
-    def _clip_unfused(self, norm_of_deepspeed: float) -> None:
-        """Stage 0 in 16 bits: as DeepSpeed does it, by the norm of fp32 gradients, which it rounds to 16 bits."""
-        wrapper = self.deepspeed.optimizer
-        gradients = [p.grad for group in wrapper.fp32_groups for p in group]
-        wrapper._global_grad_norm = norm = total_norm(gradients)
-        clip(self.optimizer, gradients, norm, wrapper.clip_grad, wrapper.loss_scale_config.cur_scale)
+    def was_not_finite(self, newest: bool = False) -> bool:
+        """Of steps that lag: whether the gradient of one before the last was not finite.
+
+        Args:
+            newest: or that of the last; waits for the device.
+        """
+        if newest:
+            self._not_finite.settle()
+        return self._not_finite.is_set()
 
     def run(self, function: Callable[[Model, PackedBatch], T], batch: PackedBatch) -> T:
         """Call ``function(model, batch)`` inside DeepSpeed's forward, where stage 3 gathers the weights it reads.

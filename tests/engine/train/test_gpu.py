@@ -103,3 +103,31 @@ def test_a_trace_shows_what_the_gpu_does(micro_batch_size: int, gzip_shards: Pat
     for line in commands.metrics(tmp_path / "run"):
         if "loss" in line:
             assert 0 < line["memory_bytes"] < torch.cuda.get_device_properties(0).total_memory and 0 < line["mfu"] < 1
+
+
+OBSERVED = """
+import sys
+sys.path[0] = {repository!r}
+import torch
+from engine.config.cli import exit_process
+from engine.pretrain import main
+from engine.train.trainer import Trainer
+right = Trainer._take_step
+def take_step(self, work):
+    torch.cuda.set_sync_debug_mode("error" if self.state.step >= 3 else "default")
+    right(self, work)
+    torch.cuda.set_sync_debug_mode("default")
+Trainer._take_step = take_step
+exit_process(main())
+"""
+
+
+@pytest.mark.parametrize("name", ["fp32", "zero0_bf16", "zero1_bf16", "zero2_bf16"])
+def test_torch_waits_for_nothing_in_a_step(name: str, gzip_shards: Path, tmp_path: Path) -> None:
+    """After three steps torch raises where a call of its own waits for the GPU."""
+    script = tmp_path / "observed.py"
+    script.write_text(OBSERVED.format(repository=str(commands.REPOSITORY)))
+    more = ("--train.micro_batch_size", "8", "--train.steps", "12", "--train.log_every", "6")
+    done = commands.run(script, [*options(gzip_shards, tmp_path / "run", name), *more], env=ON_GPU)
+    assert done.returncode == 0, done.stdout
+    assert len(commands.losses(tmp_path / "run")) == 3

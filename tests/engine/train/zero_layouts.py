@@ -99,12 +99,12 @@ def begin() -> None:
     init_distributed()
 
 
-def build(layout: Layout, folder: Path, seed: int = 0, arch: ArchConfig = ARCH) -> ZeroEngine:
+def build(layout: Layout, folder: Path, seed: int = 0, arch: ArchConfig = ARCH, lags: bool = False) -> ZeroEngine:
     """An engine that has taken no step; like every run it starts by loading a checkpoint."""
     model = tiny_model(seed, layout.frozen, arch)
     shapes, weights = model_shapes(model), model_snapshot(model)
     optimizer = layout.optimizer(groups(model), lr=RATE)
-    engine = ZeroEngine(model, Objective(), optimizer, layout.settings(torch.distributed.get_world_size()))
+    engine = ZeroEngine(model, Objective(), optimizer, layout.settings(torch.distributed.get_world_size()), lags)
     file = f"initial-{torch.distributed.get_rank()}.safetensors"
     manifest = CheckpointManifest(0, shapes, {}, {}, {file: write_tensors(folder / file, weights)})
     restore(engine.deepspeed, model, folder, manifest)
