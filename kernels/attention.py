@@ -57,7 +57,8 @@ def packed_attention(
     """softmax(scale q k + bias) v within each sequence (Vaswani et al. 2017, arXiv:1706.03762).
 
     The weights are never in memory as a whole (Dao 2023, arXiv:2307.08691); the backward pass computes them again from
-    the logarithms of their sums, and gives the same bits every time. Products have fp32 sums.
+    the logarithms of their sums, and gives the same bits every time. Products have fp32 sums. Autocast changes no types
+    here, and there are no second derivatives.
 
     Args:
         qkv: [N, H + 2 G, K] fp32, bf16 or fp16: heads of queries, then of keys, then of values. G divides H: queries
@@ -82,12 +83,10 @@ def packed_attention(
         [N, H, K] in the type of qkv.
 
     Raises:
-        ValueError: if shapes, types, the mask, the probability or the seed do not fit; on a CPU, if boundaries do not
-            begin at 0 and rise to at most N in steps of at most L.
+        ValueError: if shapes, types, devices, the mask, the probability or the seed do not fit; on a CPU, if boundaries
+            do not begin at 0 and rise to at most N in steps of at most L.
     """
     _check(qkv, boundaries, num_heads, max_length, mask, prefix_lengths, bias)
-    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_boundaries(boundaries, qkv.shape[0], max_length)
     threshold = checked_threshold(dropout, seed, qkv.device)
     factor = 1.0 / math.sqrt(qkv.shape[2]) if scale is None else scale
     out, _ = _attention(
@@ -119,8 +118,10 @@ def _check(
     if prefix is not None and (prefix.shape != (len(boundaries) - 1,) or not _is_index(prefix, qkv)):
         wanted = f"[{len(boundaries) - 1}] int32 on {qkv.device}"
         raise ValueError(f"prefix_lengths are {_shown(prefix)}; they must be {wanted}, one of each sequence")
-    if bias is not None and (bias.shape != (num_heads, 2 * max_length - 1) or not bias.is_floating_point()):
-        raise ValueError(f"bias is {_shown(bias)}; it must be [{num_heads}, {2 * max_length - 1}], H and 2 L - 1")
+    fits = bias is None or (bias.shape == (num_heads, 2 * max_length - 1) and bias.is_floating_point())
+    if bias is not None and not (fits and bias.device == qkv.device):
+        wanted = f"[{num_heads}, {2 * max_length - 1}] on {qkv.device}"
+        raise ValueError(f"bias is {_shown(bias)}; it must be {wanted}, H and 2 L - 1")
 
 
 def _is_index(tensor: Tensor, like: Tensor) -> bool:
@@ -133,8 +134,6 @@ def _shown(tensor: Tensor) -> str:
 
 def _check_boundaries(boundaries: Tensor, num_tokens: int, max_length: int) -> None:
     """ValueError if they do not begin at 0 and rise to at most N in steps of at most L."""
-    if isinstance(boundaries, torch._subclasses.FakeTensor):
-        return
     lengths = boundaries.diff()
     if boundaries[0] != 0 or boundaries[-1] > num_tokens or bool((lengths < 0).any()):
         raise ValueError(f"boundaries are {boundaries.tolist()}; they must rise from 0 to {num_tokens} tokens at most")
@@ -157,6 +156,8 @@ def _attention(
     site: int,
 ) -> tuple[Tensor, Tensor]:
     """out [N, H, K], and the logarithms of the sums of exponentials [H, N]."""
+    if qkv.device.type == "cpu":
+        _check_boundaries(boundaries, qkv.shape[0], longest)
     backend = _choose(qkv, longest, threshold)
     if backend == "reference":
         arguments = reference.Arguments(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from kernels import attention
 from kernels.attention import packed_attention
+from kernels.build import SOURCES
 from kernels.philox import keep_mask, keep_scale, seed_tensor, threshold_of
 from kernels.reference import attention as reference
 from tests.kernels.backends import CUDA, assert_near, check_promises, device_of
@@ -33,6 +36,7 @@ class Case:
     bias: Tensor | None
     dout: Tensor
     max_length: int
+    given_prefix: tuple[int, ...] | None = None
 
     @property
     def boundaries(self) -> Tensor:
@@ -41,10 +45,11 @@ class Case:
 
     @property
     def prefix(self) -> Tensor | None:
-        """A third of each sequence, at least none."""
+        """What was given, or a third of each sequence."""
         if self.mask != "prefix":
             return None
-        return torch.tensor([length // 3 for length in self.lengths], dtype=torch.int32, device=self.qkv.device)
+        lengths = self.given_prefix or tuple(length // 3 for length in self.lengths)
+        return torch.tensor(lengths, dtype=torch.int32, device=self.qkv.device)
 
 
 def case(
@@ -219,26 +224,37 @@ def test_filler_is_zero_and_has_no_gradient(backend, use, ran):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [MIXED, LONG], ids=str)
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_scales_that_turn_the_order_round(backend, lengths, scale, use, ran):
+    use(backend)
+    check(case(lengths, backend, mask="causal"), scale=scale, dropout=0.1, seed=seed(2, backend))
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [(70, 9, 33), (300, 1, 17)], ids=str)
+def test_prefixes_beyond_the_sequence_and_none(backend, lengths, use, ran):
+    use(backend)
+    made = replace(case(lengths, backend, mask="prefix"), given_prefix=(1 << 30, 0, -5))
+    check(made)
+    assert set(ran) == {backend}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_large_scores(backend, use):
     use(backend)
     made = case(backend=backend, scale=6.0)  # scores of hundreds: exponentials overflow without the maximum
     assert_near(run(made), exact(made), max(tolerance(made), 1e-4))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulator"])
+@pytest.mark.parametrize("backend", ["cpu", *HALVES])
 @pytest.mark.parametrize("mask", MASKS)
 def test_lengths_to_2048(backend, mask, use, ran):
     use(backend)
     check(
         case((2048, 1, 700, 31, 256, 1025), backend, heads=1, groups=1, mask=mask), dropout=0.1, seed=seed(1, backend)
     )
-    assert set(ran) == {backend}
-
-
-@pytest.mark.parametrize("backend", ["cpu", CUDA])
-def test_a_long_sequence(backend, use, ran):
-    use(backend)
-    check(case((2048, 5), backend, heads=1, groups=1, mask="causal"), dropout=0.1, seed=seed(1, backend))
     assert set(ran) == {backend}
 
 
@@ -455,6 +471,7 @@ BAD = [
         "prefix_lengths are .* one of each",
     ),
     ({"bias": torch.zeros(2, 8)}, r"bias is torch.float32 \[2, 8\] on cpu; it must be \[2, 7\]"),
+    ({"bias": torch.zeros(2, 7, device="meta")}, r"bias is torch.float32 \[2, 7\] on meta; it must be .* on cpu"),
     ({"dropout": 1.0}, r"the dropout probability is 1.0; it must be in \[0, 1\)"),
     ({"dropout": 0.1}, "the dropout seed is None"),
 ]
@@ -465,3 +482,34 @@ def test_what_does_not_fit_is_refused(changed, message):
     given = {"qkv": torch.zeros(4, 6, 32), "boundaries": torch.tensor([0, 4], dtype=torch.int32), "num_heads": 2}
     with pytest.raises(ValueError, match=message):
         packed_attention(**{**given, "max_length": 4, **changed})
+
+
+def test_compiled_code_refuses_boundaries_too(use):
+    use("cpu", runs=())
+    call = torch.compile(lambda qkv, boundaries: packed_attention(qkv, boundaries, 2, 16), backend="eager")
+    with pytest.raises(ValueError, match=r"boundaries are \[0, 4000000\]; they must rise from 0 to 16"):
+        call(torch.zeros(16, 6, 32), torch.tensor([0, 4_000_000], dtype=torch.int32))
+
+
+def test_second_derivatives_are_refused(use):
+    use("cpu")
+    made = case((5, 3))
+    qkv = made.qkv.requires_grad_()
+    out = packed_attention(qkv, made.boundaries, 2, made.max_length)
+    (gradient,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="attention_gradients.default but no autograd formula was registered"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("longest", range(1, 300, 7))
+@pytest.mark.parametrize("biased", [False, True])
+def test_workspaces_are_what_the_kernels_ask_for(longest, biased):
+    """wants_dq of csrc/common/attention.h, with its numbers."""
+    text = (SOURCES / "common" / "attention.h").read_text()
+    tile, whole = (int(re.search(rf"{name} = (\d+);", text).group(1)) for name in ("kKeyTile", "kWholeLongest"))
+    assert (tile, whole) == (attention.KEY_TILE, attention.SHORT)
+    bias = torch.zeros(2, 2 * longest - 1) if biased else None
+    qkv, lse = torch.zeros(4, 6, 32), torch.zeros(2, 4)
+    delta, dq, partial = attention._workspaces("emulator", qkv, lse, torch.zeros(0), bias, longest)
+    assert delta.shape == (2, 4) and partial.numel() == 0
+    assert dq.shape == ((2, 4, 32) if tile < longest <= whole and not biased else (0,))
