@@ -51,7 +51,8 @@ class Side:
         kernels: whether operations run on our kernels where they were measured ahead; else on torch's own.
         attention_kernel: the same of attention.
         fixed_shapes: whether batches of ours are filled up to few shapes.
-        ahead: whether batches of ours are prepared by a thread and copied in a stream of their own; else in the step.
+        ahead: whether batches of ours are prepared by a thread and copied in a stream of their own, and steps on a GPU
+            are taken without waiting for it.
         compiled: whether torch.compile runs.
         deepspeed: whether ours is trained by DeepSpeed; else by a plain loop.
     """
@@ -103,7 +104,7 @@ class Ours:
         self._objective, arch = make_objective(case)
         model = build_model(arch, self._objective.make_heads(arch), SEED)
         made = zero_engine if side.deepspeed else PlainLoop
-        self._micro_step = made(model, self._objective, side.precision, case.rows, device).micro_step
+        self._micro_step = made(model, self._objective, side, case.rows, device).micro_step
         if side.compiled:
             compile_layers(model)
         self._side, self._case, self._device = side, case, device
@@ -125,7 +126,7 @@ class Ours:
         return torch.stack([term.loss_sum.detach() / counts[name] for name, term in terms.items()]).sum()
 
 
-def zero_engine(model: Model, objective: PretrainingObjective, precision: str, rows: int, device: torch.device) -> Any:
+def zero_engine(model: Model, objective: PretrainingObjective, side: Side, rows: int, device: torch.device) -> Any:
     """DeepSpeed at stage 1 (fp32: stage 0) on one rank."""
     from engine.config.deepspeed_json import complete_deepspeed_config, read_deepspeed_json
     from engine.config.optimizer import OptimizerConfig
@@ -135,10 +136,10 @@ def zero_engine(model: Model, objective: PretrainingObjective, precision: str, r
     from engine.train.zero import ZeroEngine
 
     init_distributed()
-    tree = read_deepspeed_json(str(ROOT / "ds_configs" / f"{precision}.json"))
+    tree = read_deepspeed_json(str(ROOT / "ds_configs" / f"{side.precision}.json"))
     settings = complete_deepspeed_config(tree, BatchShape(rows, rows, 1), describe_device())
     optimizer = build_optimizer(model, OptimizerConfig(), settings, device.type)
-    return ZeroEngine(model, objective, optimizer, settings)
+    return ZeroEngine(model, objective, optimizer, settings, lags=side.ahead and device.type == "cuda")
 
 
 def why_no_deepspeed() -> str:
@@ -151,14 +152,14 @@ class PlainLoop:
     """What DeepSpeed does for one rank at stage 1, without it: weights in bf16, masters and moments in fp32."""
 
     def __init__(
-        self, model: Model, objective: PretrainingObjective, precision: str, rows: int, device: torch.device
+        self, model: Model, objective: PretrainingObjective, side: Side, rows: int, device: torch.device
     ) -> None:
         self._model, self._objective = model.to(device).train(), objective
         self._weights = list(model.parameters())
         self._masters = [weight.detach().clone() for weight in self._weights]
         for master in self._masters:
             master.grad = torch.empty_like(master)
-        if precision == "bf16":
+        if side.precision == "bf16":
             model.to(torch.bfloat16)
         self._optimizer: torch.optim.Optimizer
         if dispatch.has_kernel(kernels.ADAMW, device):

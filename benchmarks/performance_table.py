@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.models import COMPILED, MAIN, PLAIN, TECHNIQUES, TORCH
+from benchmarks.models import COMPILED, MAIN, PLAIN, TECHNIQUES, TORCH, ladder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
@@ -101,7 +101,7 @@ def techniques(results: Results) -> str:
         cells.append(_ladder(result))
     if not any(machine.get("cuda") for machine, _ in columns):
         heads.append("GPU")
-        cells.append(dict.fromkeys(TECHNIQUES, "not measured yet"))
+        cells.append({side.name: "not measured yet" for side in ladder("cuda")})
     lines = [[name, *(column.get(name, "") for column in cells)] for name in TECHNIQUES]
     lines.append(["all together, of the first", *(column.get("all", "") for column in cells)])
     return markdown([["technique, each with those above it", *heads], *lines])

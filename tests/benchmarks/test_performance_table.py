@@ -41,7 +41,7 @@ def test_a_technique_a_line(tmp_path: Path) -> None:
         "| technique, each with those above it | bert-small, 128, half (CPU, 2 threads) | GPU |"
     )  # fmt: skip
     assert lines[2:6] == [
-        f"| {TECHNIQUES[0]} |  | not measured yet |",
+        f"| {TECHNIQUES[0]} |  |  |",
         f"| {TECHNIQUES[1]} | 1,000 | not measured yet |",
         f"| {TECHNIQUES[2]} | 2,000 (1.25) | not measured yet |",
         f"| {TECHNIQUES[3]} | 3,000 (2.00) | not measured yet |",
