@@ -35,6 +35,7 @@ void clear_filler(const Attention& in, int64_t rows, int64_t width, T* out) {
   }
 }
 
+// The forward pass of a thread, and its room: what a sequence's head is laid out in, and a block of scores.
 template <class T>
 class Forward {
  public:
@@ -111,6 +112,7 @@ class Forward {
   Room<float> out_, factor_;
 };
 
+// The backward pass of a thread: also with the gradients of a head's keys and values, which all blocks add to.
 template <class T>
 class Backward {
  public:

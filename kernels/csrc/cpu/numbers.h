@@ -61,7 +61,8 @@ class Floats {
 template <class Word>
 class Room {
  public:
-  explicit Room(int64_t size) : data_(static_cast<Word*>(std::aligned_alloc(64, (size * sizeof(Word) / 64 + 1) * 64))) {
+  explicit Room(int64_t size) {
+    data_ = static_cast<Word*>(std::aligned_alloc(64, (size * sizeof(Word) / 64 + 1) * 64));
     if (data_ == nullptr) std::abort();
   }
   Room(const Room&) = delete;
@@ -93,8 +94,8 @@ inline void read_parameter(const void* parameter, Type type, int64_t width, floa
   });
 }
 
-// The factors of a row's elements [first, first + width) under dropout, 0 or the scale: [width], rounded up to a multiple
-// of kDraws, of which `first` is one.
+// The factors of a row's elements [first, first + width) under dropout, 0 or the scale: [width], rounded up to a
+// multiple of kDraws, of which `first` is one.
 inline void dropout_factors(const Dropout& dropout, int64_t row, int64_t width, float* out, int64_t first = 0) {
   constexpr int64_t kGroups = 32, kWords = kDraws / 2;  // drawn at a time, and the words of one
   const uint64_t seed = *dropout.seed;
