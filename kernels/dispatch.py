@@ -60,6 +60,14 @@ def choose(operation: Operation, device: torch.device, **sizes: Any) -> str:
     Raises:
         BackendError: if ``KERNELS_BACKEND`` names one that is unknown, missing, or for another device.
     """
+    name, why = _decide(operation, device, sizes)
+    if why:
+        _say_once(f"{why}; {'the reference runs' if name == 'reference' else f'{name} runs'}")
+    return name
+
+
+def _decide(operation: Operation, device: torch.device, sizes: Mapping[str, Any]) -> tuple[str, str]:
+    """The backend of a call, and why it is not an earlier one."""
     asked = requested()
     names, why_others = _candidates(operation, device, asked)
     reasons = list(why_others)
@@ -67,16 +75,15 @@ def choose(operation: Operation, device: torch.device, **sizes: Any) -> str:
         reason = operation.limits[name](**sizes)
         if reason is None:
             if number == 0:
-                return name
+                return name, ""
             break
         reasons.append(f"{operation.name} on {name}: {reason}")
     else:
         name = "reference"
-    if reasons and asked != "reference":
-        why = "; ".join(reasons)
-        what = "" if why.startswith(operation.name) else f"{operation.name}: "
-        _say_once(f"{what}{why}; {'the reference runs' if name == 'reference' else f'{name} runs'}")
-    return name
+    if not reasons or asked == "reference":
+        return name, ""
+    why = "; ".join(reasons)
+    return name, why if why.startswith(operation.name) else f"{operation.name}: {why}"
 
 
 def is_wanted(operation: Operation, device: torch.device, **sizes: Any) -> bool:
@@ -94,7 +101,12 @@ def is_wanted(operation: Operation, device: torch.device, **sizes: Any) -> bool:
         return True
     if not _candidates(operation, device, asked)[0]:
         return False
-    return not sizes or choose(operation, device, **sizes) != "reference"
+    if not sizes:
+        return True
+    name, why = _decide(operation, device, sizes)
+    if name == "reference":
+        _say_once(f"{why}; torch's operators run")
+    return name != "reference"
 
 
 def has_kernel(operation: Operation, device: torch.device) -> bool:

@@ -10,7 +10,7 @@ from engine.models import attention_libraries as libraries
 from engine.models.layers import Linear
 from engine.models.layout import PackedLayout
 from kernels.attention import operation_of, packed_attention
-from kernels.dispatch import is_wanted
+from kernels.dispatch import choose, is_wanted
 
 # N tokens in the packed batch, D hidden_size, H heads, K head_size
 
@@ -75,3 +75,22 @@ def uses_operator(device: torch.device, dtype: torch.dtype, head_size: int, long
 
 
 torch.compiler.assume_constant_result(uses_operator)
+
+
+def name_of(device: torch.device, dtype: torch.dtype, head_size: int, longest: int, dropout: float) -> str:
+    """Whose code ``attend`` runs, for the log and for ranks to compare: a backend of ours, or a library's function."""
+    if not uses_operator(device, dtype, head_size, longest, dropout):
+        return libraries.name_of(device, dtype, head_size, longest, dropout)
+    backend = choose(operation_of(longest, dropout), device, size=head_size, dtype=dtype)
+    return f"packed_attention on {backend}"
+
+
+def slow_dropout(device: torch.device, name: str, dropout: float) -> str | None:
+    """A note on attention whose dropout makes it slow on a GPU; None where it does not."""
+    if device.type != "cuda" or not dropout or name != libraries.BY_RUNS:
+        return None
+    return (
+        f"arch.attention_dropout {dropout} has no fast kernel here: attention is a call of torch for each run of "
+        "equally long sequences. Give --arch.attention_dropout 0, install flash-attn, or have our kernels measured: "
+        "make gpu-bench"
+    )

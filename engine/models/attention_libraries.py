@@ -17,6 +17,7 @@ from kernels.dispatch import speed
 
 MATMUL_MAX_LENGTH = 512  # beyond it the scores' memory is worth more than the time
 MAX_HEAD_SIZE = 256
+VARLEN, FLASH_ATTN, BY_RUNS = "varlen_attn", "flash_attn", "scaled_dot_product_attention"
 
 # N tokens in the packed batch, R of them real, H heads, K head_size; a run is n sequences of length L
 
@@ -31,13 +32,26 @@ def attend(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float) -> T
 
 
 def _choose(qkv: Tensor, layout: PackedLayout, dropout: float) -> Callable[[Tensor, PackedLayout, bool, float], Tensor]:
-    if not flash_fits(qkv):
-        return run_attention
+    return FUNCTIONS[name_of(qkv.device, qkv.dtype, qkv.shape[3], layout.max_length, dropout)]
+
+
+def name_of(device: torch.device, dtype: torch.dtype, head_size: int, longest: int, dropout: float) -> str:
+    """The library's function that attends on a device: varlen_attn, flash_attn or scaled_dot_product_attention.
+
+    Args:
+        device: of the tensors.
+        dtype: of the tensors.
+        head_size: K.
+        longest: bound of the lengths.
+        dropout: probability of dropping an attention weight.
+    """
+    if not flash_fits(device, dtype, head_size):
+        return BY_RUNS
     torch_fits = dropout == 0.0 and load_varlen() is not None
-    ahead = speed(operation_of(layout.max_length, dropout).name, "flash_attn", qkv.device) > 1.0
+    ahead = speed(operation_of(longest, dropout).name, FLASH_ATTN, device) > 1.0
     if load_flash_attn() is not None and (ahead or not torch_fits):
-        return flash_attention
-    return varlen_attention if torch_fits else run_attention
+        return FLASH_ATTN
+    return VARLEN if torch_fits else BY_RUNS
 
 
 def run_attention(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float = 0.0) -> Tensor:
@@ -96,16 +110,15 @@ def flash_attention(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: fl
     return context
 
 
-def flash_fits(qkv: Tensor) -> bool:
-    """Whether flash kernels take this input: 16-bit numbers, on an NVIDIA GPU from Ampere on."""
-    head_size = qkv.shape[-1]
+def flash_fits(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether flash kernels take heads of this size and type: 16-bit numbers, on an NVIDIA GPU from Ampere on."""
     return (
-        qkv.device.type == "cuda"
-        and qkv.dtype in (torch.float16, torch.bfloat16)
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
         and head_size % 8 == 0
         and head_size <= MAX_HEAD_SIZE
         and torch.version.hip is None
-        and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
     )
 
 
@@ -128,3 +141,6 @@ def load_flash_attn() -> Callable[..., Any] | None:
         return None
     function: Callable[..., Any] = flash_attn_varlen_qkvpacked_func
     return function
+
+
+FUNCTIONS = {VARLEN: varlen_attention, FLASH_ATTN: flash_attention, BY_RUNS: run_attention}

@@ -31,6 +31,7 @@ from engine.config.train import BatchShape, TrainConfig
 from engine.data.source import BatchSource
 from engine.downstream.plan import DownstreamPlan
 from engine.downstream.runs import DownstreamRuns
+from engine.models.attention import name_of, slow_dropout
 from engine.models.compiled import compile_layers
 from engine.models.model import Model
 from engine.objectives.base import Objective
@@ -58,6 +59,7 @@ from engine.train.zero import ZeroEngine
 from kernels import overview
 
 ASSUMED_GPU = Device("cuda", has_bf16=True)  # what a dry run on a host without GPUs takes those of the others for
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of activations, by precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +126,11 @@ def run_training(parts: RunParts) -> RunFolder:
         model = parts.build(not resuming)
         for note in clear_stale_locks(build_root()) if local_rank() == 0 else ():
             say(f"note: {note}")
-        kernels = _agree_on_kernels(torch.device(describe_device().type))
+        kernels = _agree_on_kernels(torch.device(describe_device().type), parts)
         optimizer = build_optimizer(model, parts.timeline.at(0).optimizer, parts.settings, describe_device().type)
         say(describe(optimizer))
-        say(kernels)
+        for line in kernels:
+            say(line)
         writer = CheckpointWriter(run, parts.export, parts.train.keep_checkpoints, partial(_describe, run, parts))
         folder, manifest = _first_checkpoint(parts, model, writer, resuming)
         engine = _engine(parts, model, optimizer)
@@ -144,22 +147,36 @@ def run_training(parts: RunParts) -> RunFolder:
     return run
 
 
-def _agree_on_kernels(device: torch.device) -> str:
-    """The log's line on whose code computes, which must be the same on all ranks: dropout masks depend on it.
+def _agree_on_kernels(device: torch.device, parts: RunParts) -> list[str]:
+    """The log's lines on whose code computes, which must be the same on all ranks: dropout masks depend on it.
 
     Raises:
         SharedError: on every rank, if one would compute by other code than rank 0, or not at all.
     """
     problems: list[str] = []
     found = collect(problems, lambda: overview.runs(device)) or {}
+    attention = collect(problems, lambda: _attention_of(device, parts)) or ""
     raise_together("\n".join(problems) or None)
     refuse_disagreement(
-        {name: runs for name, (runs, _) in found.items()},
+        {**{name: runs for name, (runs, _) in found.items()}, "attention of this model": attention},
         "compute by other kernels",
         "give all hosts the same GPUs, compilers and KERNELS_BACKEND, or set KERNELS_BACKEND=reference on all",
         {name: why for name, (_, why) in found.items()},
     )
-    return overview.describe(device)
+    dropout = parts.arch.attention_dropout
+    lines = [
+        overview.describe(device),
+        f"attention: {attention}, {f'dropout {dropout:g}' if dropout else 'no dropout'}",
+    ]
+    note = slow_dropout(device, attention, dropout)
+    return lines if note is None else [*lines, f"note: {note}"]
+
+
+def _attention_of(device: torch.device, parts: RunParts) -> str:
+    """Whose code attends in the longest rows of a run."""
+    arch, longest = parts.arch, max(parts.timeline.lengths()) or parts.arch.max_positions
+    head_size = arch.hidden_size // arch.num_heads
+    return name_of(device, TYPES[parts.settings.precision], head_size, longest, arch.attention_dropout)
 
 
 def _describe(run: RunFolder, parts: RunParts, folder: Path, manifest: CheckpointManifest) -> None:

@@ -497,7 +497,7 @@ def test_second_derivatives_are_refused(use):
     qkv = made.qkv.requires_grad_()
     out = packed_attention(qkv, made.boundaries, 2, made.max_length)
     (gradient,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
-    with pytest.raises(RuntimeError, match="attention_gradients.default but no autograd formula was registered"):
+    with pytest.raises(RuntimeError, match=r"attention_gradients\.default but no autograd formula was registered"):
         gradient.sum().backward()
 
 

@@ -137,7 +137,7 @@ def test_flash_attn_is_called_as_its_signature_asks(causal: bool, monkeypatch: p
 
 
 def test_flash_kernels_are_not_taken_on_a_cpu() -> None:
-    assert not flash_fits(random_qkv(torch.bfloat16))
+    assert not flash_fits(torch.device("cpu"), torch.bfloat16, 64)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_flash_kernels_are_not_taken_on_a_cpu() -> None:
 def test_the_library_is_chosen_by_what_it_has_and_by_measurement(
     varlen: bool, flash_attn: bool, measured: float, dropout: float, chosen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libraries, "flash_fits", lambda qkv: True)
+    monkeypatch.setattr(libraries, "flash_fits", lambda *_: True)
     monkeypatch.setattr(libraries, "load_varlen", lambda: object() if varlen else None)
     monkeypatch.setattr(libraries, "load_flash_attn", lambda: object() if flash_attn else None)
     name = "attention_dropout" if dropout else "attention_short"
@@ -196,7 +196,7 @@ def test_long_bf16_sequences_do_not_build_their_scores() -> None:
 def test_varlen_equals_masked_softmax_on_a_gpu(causal: bool, dtype: torch.dtype) -> None:
     lengths = (70, 70, 1, 130, 33, 0)
     qkv = random_qkv(dtype, sum(lengths), head_size=64).cuda().requires_grad_()
-    assert flash_fits(qkv) and not flash_fits(qkv.float())
+    assert flash_fits(qkv.device, dtype, 64) and not flash_fits(qkv.device, torch.float32, 64)
     found = varlen_attention(qkv, PackedLayout.from_lengths(lengths, "cuda"), causal)
     reference = qkv.detach().double().cpu().requires_grad_()
     expected = masked_softmax_attention(reference, lengths, causal)

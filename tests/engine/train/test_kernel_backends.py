@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from engine.config.arch import ArchConfig
 from engine.config.cli import SharedError
 from engine.train import run
 from engine.train.distributed import global_rank
@@ -95,10 +97,19 @@ DIFFERENT = {  # what is different on rank 1
 }
 
 
+def lines_of() -> list[str]:
+    parts = SimpleNamespace(
+        arch=ArchConfig(vocab_size=40, attention_dropout=0.1),
+        settings=SimpleNamespace(precision="bf16"),
+        timeline=SimpleNamespace(lengths=lambda: [128]),
+    )
+    return run._agree_on_kernels(torch.device("cpu"), parts)  # type: ignore[arg-type]
+
+
 def agreement(folder: Path) -> list[str]:
     """What each rank is told where rank 1 is different, and the log's line where it is not."""
     os.environ.pop("KERNELS_BACKEND", None)
-    told = [run._agree_on_kernels(torch.device("cpu"))]
+    told = list(lines_of())
     for name, value in DIFFERENT.values():
         if global_rank() == 1:
             os.environ[name] = value
@@ -106,7 +117,7 @@ def agreement(folder: Path) -> list[str]:
             dispatch.unavailable.cache_clear()
             dispatch.load.cache_clear()
         try:
-            told.append(run._agree_on_kernels(torch.device("cpu")))
+            told += lines_of()
         except SharedError as error:
             told.append(str(error))
         if global_rank() == 1:
@@ -118,7 +129,8 @@ def agreement(folder: Path) -> list[str]:
 def test_ranks_that_would_compute_by_other_kernels_end_the_run(tmp_path):
     found = run_ranks("tests.engine.train.test_kernel_backends", "agreement", tmp_path)
     assert found[0] == found[1]
-    same, reference, unknown, no_folder = found[0]
+    same, attention, reference, unknown, no_folder = found[0]
+    assert attention == "attention: packed_attention on cpu, dropout 0.1"
     assert same.startswith("kernels: norm cpu, ")
     rank = f"rank 1 on {platform.node()} would compute by other kernels than rank 0: adamw:"
     assert reference.startswith(f"{rank} reference there (KERNELS_BACKEND asks for it), cpu on rank 0; give all")
