@@ -32,7 +32,7 @@ class ArchConfig:
     embedding_norm: bool = True
     hidden_dropout: float = 0.1
     attention_dropout: float = (
-        0.0  # BERT's and GPT-2's is 0.1; torch's flash attention on a GPU has none, our kernels do
+        0.0  # BERT's and GPT-2's is 0.1; torch's flash attention on a GPU has none
     )
     init_std: float = 0.02
 
