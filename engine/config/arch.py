@@ -31,9 +31,7 @@ class ArchConfig:
     causal: bool = False  # True: a token sees only those before it
     embedding_norm: bool = True
     hidden_dropout: float = 0.1
-    attention_dropout: float = (
-        0.0  # BERT's and GPT-2's is 0.1; torch's flash attention on a GPU has none
-    )
+    attention_dropout: float = 0.0  # BERT's and GPT-2's is 0.1; torch's flash attention on a GPU has none
     init_std: float = 0.02
 
     @property
