@@ -2,7 +2,7 @@
 
 A process each: what one side's memory, compiled code or broken kernel does is no other side's matter, and which kernels
 run is settled once. Commands are JSON objects on standard input, a line each; answers go to the pipe --answers. In
-between the process waits, with no more than weights and optimizer state on the GPU.
+between the process waits, with no more than weights and optimizer state on the GPU, and prepares no batches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ ENDLESS = 10**9
 MATMUL = {"cuda": 8192, "cpu": 2048}  # rows and columns of the product that a device is measured by
 LARGEST = 10  # kernels that a profile names
 WARMUP = 3
+Batches = Generator[Any, None, None]
 
 
 class Text:
@@ -50,7 +51,7 @@ class Text:
         self.sequences = [sequences_of(rows) for rows in self._rows]
         self.tokens = [batch.num_tokens for batch in batches]
         self.flops = [batch_flops(arch, batch) for batch in batches]
-        self._stepper, self._fixed, self._device = stepper, side.fixed_shapes, device
+        self._stepper, self._side, self._device = stepper, side, device
         config = TrainConfig(steps=ENDLESS, batch_size=case.rows, micro_batch_size=case.rows)
         self._timeline = Timeline([config.stage(case.length, {})])
 
@@ -63,19 +64,29 @@ class Text:
         """For an error of the prefetcher."""
         return f"step {step.step}"
 
-    def ahead(self) -> Iterator[Any]:
+    def batches(self, first: int) -> Batches:
+        """What the side trains on from a step on, until it is closed."""
+        if self._side.program != "ours":
+            return self._ready(first)
+        return self._ahead(first) if self._side.ahead else self._in_step(first)
+
+    def _ahead(self, first: int) -> Batches:
         """Batches of the engine, prepared by its thread while steps are taken."""
-        for work in Prefetcher(self, self._timeline, 0, 0, 1, self._fixed, self._device):
-            yield work.batches[0]
+        prefetcher = Prefetcher(self, self._timeline, first, 0, 1, self._side.fixed_shapes, self._device)
+        try:
+            for work in prefetcher:
+                yield work.batches[0]
+        finally:
+            prefetcher.close()
 
-    def in_step(self) -> Iterator[Any]:
+    def _in_step(self, first: int) -> Batches:
         """Batches of the engine, prepared when they are asked for."""
-        for step in range(ENDLESS):
-            yield step_batches(self, self._timeline.at(step), 0, 1, self._fixed).batches[0]
+        for step in range(first, ENDLESS):
+            yield step_batches(self, self._timeline.at(step), 0, 1, self._side.fixed_shapes).batches[0]
 
-    def ready(self) -> Iterator[Any]:
+    def _ready(self, first: int) -> Batches:
         """Batches that were prepared before the clock runs."""
-        for step in range(ENDLESS):
+        for step in range(first, ENDLESS):
             yield self._stepper.batch(self._rows[step % DISTINCT_STEPS])
 
 
@@ -85,7 +96,8 @@ class Worker:
     def __init__(self, side: Side, case: Case, device: torch.device, together: bool) -> None:
         self._side, self._case, self._device, self._together = side, case, device, together
         self._stepper: Stepper | None = None
-        self._texts: dict[str, tuple[Text, Iterator[Any]]] = {}
+        self._texts: dict[str, Text] = {}
+        self._open: dict[str, Batches] = {}  # of this turn
         self._taken = dict.fromkeys(case.texts, 0)
         self.commands: dict[str, Callable[..., dict[str, Any]]] = {
             "prepare": self.prepare,
@@ -101,12 +113,7 @@ class Worker:
         self._stepper = build_side(self._side, self._case, self._device)
         for name in self._case.texts:
             together = self._together and self._side.program == "ours"
-            text = Text(self._stepper, self._side, self._case, name, together, self._device)
-            if self._side.program != "ours":
-                batches = text.ready()
-            else:
-                batches = text.ahead() if self._side.ahead else text.in_step()
-            self._texts[name] = text, batches
+            self._texts[name] = Text(self._stepper, self._side, self._case, name, together, self._device)
             losses = self._train(name, WARMUP)
         self._rest()
         ours = self._side.program == "ours"
@@ -122,7 +129,7 @@ class Worker:
         if self._device.type == "cuda":
             self._train(text, 1)
             torch.cuda.reset_peak_memory_stats()
-        source, first = self._texts[text][0], self._taken[text]
+        source, first = self._texts[text], self._taken[text]
         begun = time.perf_counter()
         losses = self._train(text, steps)
         seconds = time.perf_counter() - begun
@@ -168,7 +175,9 @@ class Worker:
 
     def _train(self, text: str, steps: int) -> list[torch.Tensor]:
         assert self._stepper is not None, "prepare comes first"
-        batches, losses = self._texts[text][1], []
+        if text not in self._open:
+            self._open[text] = self._texts[text].batches(self._taken[text])
+        batches, losses = self._open[text], []
         for _ in range(steps):
             losses.append(self._stepper.step(next(batches)))
         self._taken[text] += steps
@@ -180,7 +189,10 @@ class Worker:
             torch.cuda.synchronize()
 
     def _rest(self) -> None:
-        """Give back the memory that only steps need."""
+        """Prepare no more batches, and give back the memory that only steps need."""
+        for batches in self._open.values():
+            batches.close()
+        self._open.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -10,9 +10,9 @@ eager, to the engine in steps of one technique each, on the same sequences.
 
 Each side is a process. They take turns, round by round, one at a time on the device; speeds are medians, ratios are
 medians of each round's ratio. Only real tokens count, also for the MFU: operations of a step by engine.train.flops over
-the peak of the data sheet, and over a product of two matrices that is timed in each round. Half-filled text has uniform
-lengths in pairs that fill a row, so that half of a padded batch is padding. Results are printed as they come, JSON a
-line: a case's line comes again, with more sides or rounds, and the last one counts.
+the peak of the data sheet, where it has the GPU, and over a product of two matrices that is timed in each round.
+Half-filled text has uniform lengths in pairs that fill a row, so that half of a padded batch is padding. Results are
+printed as they come, JSON a line: a case's line comes again, with more sides or rounds, and the last one counts.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ import torch
 from benchmarks.model_cases import ON_CPU, ON_GPU, TEXTS, Case
 from benchmarks.model_process import Process, SideFailedError
 from benchmarks.model_sides import OUT_OF_MEMORY, Side, why_no_deepspeed
+from engine.train.flops import peak_flops
 from kernels import dispatch
 
-PEAK_TFLOPS = 989.0  # bf16, dense, of an H100's data sheet
 START_SECONDS, TURN_SECONDS = 120.0, 90.0
 LEAST_SECONDS, LEAST_SIDE_SECONDS = 25.0, 10.0  # a case or a side is not begun with less
 TIME_IS_OVER = "the time was over"
@@ -104,6 +104,7 @@ class Measurement:
         self._facts: dict[str, dict[str, Any]] = {}
         self._turns: dict[str, dict[str, list[dict[str, Any]]]] = {text: {} for text in case.texts}
         self._matmul: list[float] = []
+        self._peak = peak_flops(None) if options.device == "cuda" else None
 
     def prepare(self) -> Iterator[dict[str, Any]]:
         """Let each side warm up and take a first turn; a result after each."""
@@ -134,9 +135,13 @@ class Measurement:
         try:
             text = self._case.texts[0]
             found = profiled.ask("profile", self._left(TURN_SECONDS), text=text)
-            yield {"what": "profile", "name": self._name, "text": text, "side": profiled.side.name, **found}
+            yield {"what": "profile", **self._facts_of(text), "side": profiled.side.name, **found}
         except SideFailedError as problem:
             print(f"{self._name}: no profile: {problem}", file=sys.stderr, flush=True)
+
+    def _facts_of(self, text: str) -> dict[str, Any]:
+        case = {key: value for key, value in asdict(self._case).items() if key != "texts"}
+        return {"name": self._name, "text": text, **case}
 
     def close(self) -> None:
         """End all processes."""
@@ -178,20 +183,29 @@ class Measurement:
         """What is known by now, by text."""
         for text, turns in self._turns.items():
             if turns:
+                matmul = statistics.median(self._matmul)
+                sides = {side: figures(taken, self._facts[side], matmul, self._peak) for side, taken in turns.items()}
                 yield {
                     "what": "techniques" if self._options.techniques else "speed",
-                    "name": self._name,
-                    "text": text,
-                    **{key: value for key, value in asdict(self._case).items() if key != "texts"},
-                    "matmul_tflops": (matmul := statistics.median(self._matmul)),
-                    "sides": {side: figures(taken, self._facts[side], matmul) for side, taken in turns.items()},
+                    **self._facts_of(text),
+                    "matmul_tflops": matmul,
+                    "sides": sides,
                     "ratios": ratios(turns, self._options.techniques),
                     "not_run": dict(self._not_run),
                 }
 
 
-def figures(turns: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], matmul: float) -> dict[str, Any]:
-    """A side's medians over its turns."""
+def figures(
+    turns: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], matmul: float, peak: float | None
+) -> dict[str, Any]:
+    """A side's medians over its turns.
+
+    Args:
+        turns: what each counted.
+        facts: of the side when it was prepared.
+        matmul: TFLOP/s of a product.
+        peak: FLOP/s of the device; without it there is no MFU.
+    """
 
     def median_of(name: str) -> float:
         return statistics.median(turn[name] / turn["seconds"] for turn in turns)
@@ -200,7 +214,7 @@ def figures(turns: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], matmul
     return {
         "samples_per_second": median_of("sequences"),
         "tokens_per_second": median_of("tokens"),
-        "mfu": flops / (PEAK_TFLOPS * 1e12),
+        "mfu": None if peak is None else flops / peak,
         "share_of_matmul": flops / (matmul * 1e12),
         "memory_bytes": max(turn["memory_bytes"] for turn in turns),
         "seconds_a_step": statistics.median(turn["seconds"] / turn["steps"] for turn in turns),
@@ -247,6 +261,15 @@ def describe_machine(options: argparse.Namespace) -> dict[str, Any]:
         threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
         versions |= {"device": model or platform.machine(), "threads": threads}
     return {**versions, "command": " ".join(sys.argv), "note": why_no_deepspeed()}
+
+
+def build_kernels(device: str) -> float:
+    """Build what the sides run on, before a clock runs; returns the seconds. What cannot be built is told."""
+    begun = time.monotonic()
+    reason = dispatch.unavailable(device)
+    seconds = time.monotonic() - begun
+    print(f"kernels: {device} {reason or f'is there after {seconds:.1f} s'}", file=sys.stderr, flush=True)
+    return seconds
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -333,9 +356,10 @@ def show(result: Mapping[str, Any]) -> str:
         return f"not run: {result['names']}: {result['reason']}"
     lines = [f"{result['name']}, {result['text']} (a product: {result['matmul_tflops']:.3g} TFLOP/s):"]
     for name, found in result["sides"].items():
+        mfu = "no MFU" if found["mfu"] is None else f"MFU {found['mfu']:.1%}"
         lines.append(
             f"  {name:40} {found['samples_per_second']:9.2f} samples/s {found['tokens_per_second']:10.0f} tokens/s, "
-            f"MFU {found['mfu']:.1%}, of a product {found['share_of_matmul']:.1%}, "
+            f"{mfu}, of a product {found['share_of_matmul']:.1%}, "
             f"{found['memory_bytes'] / 2**30:.1f} GiB, {found['rounds']} rounds"
         )
     lines += [f"  {name:60} {ratio:.2f}" for name, ratio in result["ratios"].items()]
@@ -346,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cases; 1 if a side failed, unless for want of time."""
     options = parse(arguments)
     machine = describe_machine(options)
-    dispatch.unavailable(options.device)  # builds the kernels, which no side shall wait for
+    machine["kernels_built_in"] = build_kernels(options.device)
     saved: dict[tuple[str, ...], dict[str, Any]] = {}
     for result in run_cases(options):
         saved[result["what"], result.get("name", ""), result.get("text", "")] = result

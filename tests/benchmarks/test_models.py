@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from benchmarks import models
 from benchmarks.model_cases import ON_CPU, Case, filled_to, make_objective, make_rows, on_all_tokens, padded
 from benchmarks.model_process import Process, SideFailedError
 from benchmarks.model_sides import Side, compiled_loss, transformers_model
-from benchmarks.model_worker import largest
+from benchmarks.model_worker import Worker, largest
 from engine.models.model import build_model
+from kernels import dispatch
 from tests import commands
 
 SCRIPT = commands.REPOSITORY / "benchmarks" / "models.py"
@@ -133,6 +135,36 @@ def test_what_a_process_cannot_do_is_told(process: Any) -> None:
         worker.answer(60)
 
 
+def prefetching() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_between_turns_no_batches_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "measured", dict)  # a side deletes from it
+    side = Side(name="ours", fixed_shapes=True, ahead=True, deepspeed=False)
+    worker = Worker(side, Case("bert-tiny", 32, 4, 3001), torch.device("cpu"), together=True)
+    in_turn: list[list[str]] = []
+    train = worker._train
+
+    def watched(text: str, steps: int) -> list[torch.Tensor]:
+        losses = train(text, steps)
+        in_turn.append(prefetching())
+        return losses
+
+    monkeypatch.setattr(worker, "_train", watched)
+    worker.prepare()
+    assert in_turn == [["prefetch"], ["prefetch"] * 2] and prefetching() == []
+    seen: list[int] = []
+    batch = worker._texts["half"].batch
+    monkeypatch.setattr(worker._texts["half"], "batch", lambda at, step: seen.append(step.step) or batch(at, step))
+    assert worker.time("half", 2)["tokens"] == 2 * 4 * 32
+    assert in_turn[2:] == [["prefetch"]] and prefetching() == []
+    assert seen[:2] == [3, 4]  # goes on where the last turn ended
+    first = len(seen)
+    worker.time("half", 1)
+    assert seen[first] == 5
+
+
 def run(tmp_path: Path, *options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     output = tmp_path / "results.json"
     few = ["--device", "cpu", "--steps", "1", "--rounds", "2", "--side_limit", "280"]
@@ -148,10 +180,11 @@ def test_a_small_run(tmp_path: Path) -> None:
     *_, speed, profile = lines
     assert [list(line["sides"]) for line in lines[:2]] == [["ours"], ["ours", "transformers"]]
     assert [result["what"] for result in saved["results"]] == ["speed", "profile"]
-    assert saved["machine"]["threads"] == 1 and speed["machine"] == saved["machine"]
+    assert saved["machine"]["threads"] == 1 and saved["machine"]["kernels_built_in"] >= 0
+    assert speed["machine"] == saved["machine"]
     for name, side in speed["sides"].items():
         assert side["rounds"] == 2 and side["memory_bytes"] > 1e8 and 9 < side["loss"] < math.log(30522) + 0.5
-        assert side["seconds_a_step"] > 0 and 0 < side["mfu"] < side["share_of_matmul"] < 1
+        assert side["seconds_a_step"] > 0 and 0 < side["share_of_matmul"] < 1 and side["mfu"] is None
         sequences = 4 if name == "transformers" else 8  # of two that share a row
         assert side["tokens_per_second"] / side["samples_per_second"] == pytest.approx(64), sequences
     assert set(speed["sides"]["ours, torch's operators"]["kernels"].values()) == {"torch"}
@@ -217,9 +250,11 @@ def test_figures_and_ratios_are_medians() -> None:
         facts = {"sequences": 3, "flops": 4e12, "steps": 2, "loss": 1.0, "memory_bytes": 7}
         return [{"seconds": 2.0, "tokens": each, **facts} for each in tokens]
 
-    found = models.figures(turns(10, 30, 20), {"seconds": 5, "kernels": {}, "deepspeed": True}, 4.0)
+    facts = {"seconds": 5, "kernels": {}, "deepspeed": True}
+    assert models.figures(turns(10), facts, 4.0, None)["mfu"] is None
+    found = models.figures(turns(10, 30, 20), facts, 4.0, peak=40e12)
     assert (found["tokens_per_second"], found["samples_per_second"], found["rounds"]) == (10, 1.5, 3)
-    assert (found["mfu"], found["share_of_matmul"], found["seconds_a_step"]) == (2 / 989, 0.5, 1.0)
+    assert (found["mfu"], found["share_of_matmul"], found["seconds_a_step"]) == (0.05, 0.5, 1.0)
     sides = {"ours": turns(10, 30, 20), "transformers": turns(10, 10, 10), "other": turns(5, 5)}
     assert models.ratios(sides, of_neighbours=False) == {
         "ours / transformers": 2,
