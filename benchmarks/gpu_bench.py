@@ -1,5 +1,7 @@
 """Run the benchmarks on a CUDA device one after another, in less than 8 minutes, saving each result as it comes.
 
+The kernels are built before, where they are not there yet; no clock runs then, and how long it took is told.
+
     python3 benchmarks/gpu_bench.py [--only kernels | models] [--output runs/gpu-bench] [--limit 470]
 
 Every benchmark is a command that prints JSON objects, one a line, among other lines; they are kept with the device, the
@@ -34,7 +36,7 @@ class Benchmark:
 
     Args:
         name: names its result file.
-        command: arguments after the interpreter; the first is a script of this checkout.
+        command: arguments after the interpreter; the first is a script of this checkout, or -m.
         needs: libraries without which it cannot run.
         limit: seconds after which it is stopped.
     """
@@ -47,6 +49,7 @@ class Benchmark:
 
 KERNELS = ("benchmarks/kernels.py", "--device", "cuda", "--limit", "180", "--write")
 MODELS = ("benchmarks/models.py", "--device", "cuda", "--limit", "250")
+BUILD = Benchmark("build", ("-m", "kernels", "--build", "cuda"), limit=1200)
 BENCHMARKS = (  # the models run on what was measured of the kernels
     Benchmark("kernels", KERNELS, needs=("torch",), limit=205),
     Benchmark("models", MODELS, needs=("torch", "numpy", "h5py", "yaml")),
@@ -160,8 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"gpu-bench: {machine['device']}, torch {machine['torch']}, CUDA {machine['cuda']}")
     folder = options.output / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True, exist_ok=True)
+    results = [run_benchmark(BUILD, BUILD.limit)]
+    save(folder / f"{BUILD.name}.json", {"machine": machine, **asdict(results[0])})
+    print(f"gpu-bench: {BUILD.name}: {results[0].seconds:.0f} s", flush=True)
     end = time.monotonic() + options.limit
-    results = []
     for benchmark in BENCHMARKS:
         if options.only not in (None, benchmark.name):
             continue
@@ -177,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for result in results:
         print(f"gpu-bench: {result.name}: {result.status}{': ' if result.reason else ''}{result.reason}")
     print(f"gpu-bench: results in {folder}")
+    if any(result.name == "models" and result.measurements for result in results):
+        print(f"docs/performance.md takes them by: python benchmarks/performance_table.py {folder / 'models.json'}")
     return int(any(result.status == "failed" for result in results))
 
 

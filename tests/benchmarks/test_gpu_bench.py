@@ -35,18 +35,36 @@ def test_results_are_saved_and_a_failure_is_reported(
         Benchmark("later", ("benchmarks/none.py",)),
     )
     monkeypatch.setattr(gpu_bench, "BENCHMARKS", benchmarks)
+    monkeypatch.setattr(gpu_bench, "BUILD", Benchmark("build", ("-c", "import time; time.sleep(1.5); print('built')")))
     monkeypatch.setattr(gpu_bench, "describe_machine", lambda: MACHINE)
     assert gpu_bench.main(["--output", str(tmp_path)]) == 1
     saved = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*/*.json")}
     assert {name: result["status"] for name, result in saved.items()} == {
+        "build": "ok",
         "fails": "failed",
         "needs": "not run",
         "later": "not run",
     }
     assert saved["fails"]["machine"] == MACHINE
+    assert saved["build"]["output"] == ["built"] and saved["build"]["seconds"] >= 1.5
     printed = capsys.readouterr().out
     assert "cannot import no_such_library" in printed
     assert "benchmarks/none.py is not in this version" in printed
+
+
+def test_no_clock_runs_while_the_kernels_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = "print('{\"tokens_per_second\": 12}')"
+    build = Benchmark("build", ("-c", "import time; time.sleep(3)"), limit=60)
+    monkeypatch.setattr(gpu_bench, "BUILD", build)
+    monkeypatch.setattr(gpu_bench, "BENCHMARKS", (Benchmark("models", ("-c", script)),))
+    monkeypatch.setattr(gpu_bench, "why_not", lambda benchmark: "")
+    monkeypatch.setattr(gpu_bench, "describe_machine", lambda: MACHINE)
+    assert gpu_bench.main(["--output", str(tmp_path), "--limit", "12.5"]) == 0  # 10 s are the least of a benchmark
+    printed = capsys.readouterr().out
+    assert "gpu-bench: build: 3 s" in printed and "gpu-bench: models: ok" in printed
+    assert f"performance_table.py {tmp_path}" in printed
 
 
 def test_no_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
