@@ -4,7 +4,8 @@
 
 Without arguments the tables are made anew from benchmarks/results/models_*.json. RESULTS are more files of models.py
 (--output) or of gpu_bench.py (runs/gpu-bench/*/models.json): they are taken into that folder first, under the name of
-their device; what they do not have stays as it was there.
+their device; what they do not have stays as it was there. On a GPU the table of models has a case as model_cases.py has
+it: what was measured with other rows or another dropout is kept in the folder and not shown.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.models import COMPILED, MAIN, PLAIN, TECHNIQUES, TORCH, ladder
+from benchmarks.model_cases import ON_CPU, ON_GPU
+from benchmarks.models import COMPILED, MAIN, PLAIN, TECHNIQUES, TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
-NOT_YET = "not measured yet: `make gpu-bench` writes it"
+NOT_YET = "not measured yet"
+BY_TECHNIQUE = "`benchmarks/models.py --techniques`, then `benchmarks/performance_table.py`"
+BY_MODEL = "`make gpu-bench`, then `benchmarks/performance_table.py`"
+SIDES = (MAIN, COMPILED, TORCH, PLAIN)
 # case, text, unit, what we aim at on one H100 first and then
 AIMS = (
     ("bert-large-128", "full", "samples/s", 2050, 2470),
@@ -41,8 +46,17 @@ Results = dict[str, dict[str, Any]]  # by file name: machine, results
 
 
 def key_of(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a result is of; of two alike the later one counts."""
-    return tuple(str(result.get(part, "")) for part in ("what", "name", "text", "attention_dropout"))
+    """What a result of a device is of; of two alike the later one counts."""
+    return tuple(str(result.get(part, "")) for part in ("what", "name", "text", "attention_dropout", "rows"))
+
+
+def differences(result: Mapping[str, Any]) -> str:
+    """What a run changed in its case, in words behind a comma; empty where nothing."""
+    case = {**ON_CPU, **ON_GPU}[result["name"]]
+    dropout, rows = result["attention_dropout"], result["rows"]
+    changed = [f"attention dropout {dropout}"] * (dropout != case.attention_dropout)
+    changed += [f"{rows} rows"] * (rows != case.rows)
+    return "".join(f", {change}" for change in changed)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -63,12 +77,17 @@ def read(path: Path) -> dict[str, Any]:
 def take(path: Path, folder: Path) -> Path:
     """Take a file's results into the folder; returns where they are now."""
     found = read(path)
-    target = folder / f"models_{re.sub('[^a-z0-9]+', '_', found['machine']['device'].lower()).strip('_')}.json"
+    target = folder / f"models_{re.sub('[^a-z0-9]+', '_', where(found['machine']).lower()).strip('_')}.json"
     before = read(target)["results"] if target.is_file() else []
     merged = {key_of(result): result for result in [*before, *found["results"]]}
     content = {"machine": found["machine"], "results": list(merged.values())}
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return target
+
+
+def where(machine: Mapping[str, Any]) -> str:
+    """A device by name, a CPU with its threads."""
+    return machine["device"] if machine.get("cuda") else f"{machine['device']}, {machine['threads']} threads"
 
 
 def load(folder: Path) -> Results:
@@ -86,30 +105,31 @@ def of_kind(results: Results, what: str, on_gpu: bool) -> Iterator[tuple[Mapping
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table; the first line is its head."""
-    head, *rest = lines
+    head, *rest = ([cell.replace("|", "/") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
 
 
 def techniques(results: Results) -> str:
     """What each technique gave: real tokens a second, and times as many as with the one before."""
-    columns = [*of_kind(results, "techniques", False), *of_kind(results, "techniques", True)]
-    heads, cells = [], []
-    for machine, result in columns:
-        where = machine["device"] if machine.get("cuda") else f"CPU, {machine['threads']} threads"
-        dropout = f", attention dropout {result['attention_dropout']}" if result["attention_dropout"] else ""
-        heads.append(f"{result['model']}, {result['length']}, {result['text']}{dropout} ({where})")
-        cells.append(_ladder(result))
-    if not any(machine.get("cuda") for machine, _ in columns):
-        heads.append("GPU")
-        cells.append({side.name: "not measured yet" for side in ladder("cuda")})
+    heads, cells, lacking = [], [], []
+    for on_gpu, device in ((False, "a CPU"), (True, "a GPU")):
+        found = list(of_kind(results, "techniques", on_gpu))
+        for machine, result in found:
+            what = f"{result['model']}, {result['length']}, {result['text']}{differences(result)}"
+            heads.append(f"{what} ({where(machine)})")
+            cells.append(_ladder(result))
+        if not found:
+            lacking.append(f"On {device}: {NOT_YET} ({BY_TECHNIQUE}).")
     lines = [[name, *(column.get(name, "") for column in cells)] for name in TECHNIQUES]
-    lines.append(["all together, of the first", *(column.get("all", "") for column in cells)])
-    return markdown([["technique, each with those above it", *heads], *lines])
+    if cells:
+        lines.append(["all together, of the first", *(column.get("all", "") for column in cells)])
+    return "\n\n".join([markdown([["technique, each with those above it", *heads], *lines]), *lacking])
 
 
 def _ladder(result: Mapping[str, Any]) -> dict[str, str]:
     names, sides, ratios = list(result["sides"]), result["sides"], result["ratios"]
-    found = {names[0]: f"{sides[names[0]]['tokens_per_second']:,.0f}"}
+    found = {name: f"not run: {reason}" for name, reason in result["not_run"].items()}
+    found[names[0]] = f"{sides[names[0]]['tokens_per_second']:,.0f}"
     for before, name in pairwise(names):
         gain = ratios[f"{name} / {before}"]
         found[name] = f"{sides[name]['tokens_per_second']:,.0f} ({gain:.2f})"
@@ -118,37 +138,59 @@ def _ladder(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def models(results: Results) -> str:
-    """Speeds on GPUs beside what we aim at."""
-    sides = (MAIN, COMPILED, TORCH, PLAIN)
-    head = ["model, text", "unit", "aims on one H100", *sides, "MFU, of a product", "GiB"]
-    found = {(result["name"], result["text"]): (machine, result) for machine, result in of_kind(results, "speed", True)}
+    """Speeds beside what we aim at, a table for each GPU."""
+    files = [file for file in results.values() if file["machine"].get("cuda")]
+    files = [file for file in files if any(result["what"] == "speed" for result in file["results"])]
+    parts = [f"No GPU: {NOT_YET} ({BY_MODEL})."] if not files else []
+    for file in files or [{"machine": {}, "results": []}]:
+        title = ", ".join(filter(None, (file["machine"].get("device"), file["machine"].get("note"))))
+        parts += [f"{title}:"] * bool(title)
+        parts.append(_table_of_models(file["results"]))
+    return "\n\n".join(parts)
+
+
+def _table_of_models(results: Sequence[Mapping[str, Any]]) -> str:
+    """A GPU's results of the cases as they are; a side a line."""
+    head = ["model, text", "aims on one H100", "side", "samples/s", "real tokens/s", "MFU", "of a product", "GiB"]
+    speeds = [result for result in results if result["what"] == "speed" and not differences(result)]
+    found = {(result["name"], result["text"]): result for result in speeds}
+    late = {name: result["reason"] for result in results if result["what"] == "not run"
+            for name in result["names"].split(", ")}  # fmt: skip
     lines = []
-    for name, text, unit, first, then in AIMS:
-        aims = ", ".join(f"{aim:,}" for aim in (first, then) if aim)
-        if (name, text) not in found:
-            lines.append([f"{name}, {text}", unit, aims, NOT_YET, *[""] * 5])
+    for name, text, unit, *aims in AIMS:
+        first = [f"{name}, {text}", " ".join([", then ".join(f"{aim:,}" for aim in aims if aim), unit] * any(aims))]
+        result = found.get((name, text))
+        sides = _sides(result) if result else [[f"not run: {late[name]}" if name in late else NOT_YET, *[""] * 5]]
+        lines += [[*(first if number == 0 else ("", "")), *side] for number, side in enumerate(sides)]
+    return markdown([head, *lines])
+
+
+def _sides(result: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of each side that was timed, or why it was not."""
+    lines = []
+    for side in SIDES:
+        reason, figures = result["not_run"].get(side), result["sides"].get(side)
+        if figures is None:
+            lines += [[f"{side}: not run: {reason}", *[""] * 5]] * (reason is not None)
             continue
-        _, result = found[name, text]
-        figure = "samples_per_second" if unit == "samples/s" else "tokens_per_second"
-        cells = [f"{result['sides'][side][figure]:,.0f}" if side in result["sides"] else "" for side in sides]
-        best = max((result["sides"][side] for side in (MAIN, COMPILED) if side in result["sides"]),
-                   key=lambda each: each["mfu"], default=None)  # fmt: skip
-        shares = "" if best is None else f"{best['mfu']:.0%}, {best['share_of_matmul']:.0%}"
-        memory = "" if best is None else f"{best['memory_bytes'] / 2**30:.0f}"
-        lines.append([f"{name}, {text}", unit, aims, *cells, shares, memory])
-    machines = sorted({", ".join(filter(None, (m["device"], m.get("note")))) for m, _ in found.values()})
-    return markdown([head, *lines]) + (f"\n\nMeasured on: {'; '.join(machines)}." if machines else "")
+        mfu = "peak not known" if figures["mfu"] is None else f"{figures['mfu']:.0%}"
+        speeds = (f"{figures['samples_per_second']:,.0f}", f"{figures['tokens_per_second']:,.0f}")
+        memory = f"{figures['memory_bytes'] / 2**30:.0f}"
+        name = f"{side} ({reason})" if reason else side
+        lines.append([name, *speeds, mfu, f"{figures['share_of_matmul']:.0%}", memory])
+    return lines
 
 
 def profiles(results: Results) -> str:
     """The largest kernels of a step on a GPU."""
     parts = []
     for machine, result in of_kind(results, "profile", True):
-        lines = [[e["name"][:80].replace("|", "/"), str(e["calls"]), f"{e['ms']:.2f}", f"{e['share']:.1%}"]
+        lines = [[e["name"][:80], str(e["calls"]), f"{e['ms']:.2f}", f"{e['share']:.1%}"]
                  for e in result["largest"]]  # fmt: skip
-        title = f"{result['name']}, {result['text']}, {result['total_ms']:.0f} ms in all ({machine['device']}):"
+        title = f"{result['name']}, {result['text']}{differences(result)}: {result['side']}"
+        title += f", {result['total_ms']:.0f} ms in all ({machine['device']}):"
         parts.append(f"{title}\n\n{markdown([['kernel', 'calls', 'ms', 'share'], *lines])}")
-    return "\n\n".join(parts) or f"A profile of one step: {NOT_YET}."
+    return "\n\n".join(parts) or f"A profile of one step: {NOT_YET} ({BY_MODEL})."
 
 
 def page(text: str, results: Results) -> str:
