@@ -12,6 +12,7 @@ from tests.kernels.emulated import (
     DRIVERS,
     OPERATIONS,
     SCHEDULES,
+    UNSEEN,
     barriers,
     compile_driver,
     cuda_source,
@@ -47,6 +48,11 @@ def test_sanitizers_find_nothing_and_schedules_give_equal_bits(operation, right,
     for schedule in SCHEDULES:
         done = run_driver(program, schedule)
         assert (done.returncode, done.stdout) == (0, right[operation]), done.stderr
+
+
+def test_one_barrier_alone_is_excepted():
+    assert [cuda_source(operation).count(UNSEEN) for operation in OPERATIONS].count(0) == len(OPERATIONS) - 1
+    assert sum(len(BARRIER.findall(cuda_source(operation))) for operation in OPERATIONS) == len(MUTANTS) + 1
 
 
 @pytest.mark.parametrize(("operation", "number"), MUTANTS, ids=str)

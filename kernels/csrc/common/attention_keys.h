@@ -75,10 +75,10 @@ __device__ __forceinline__ uint32_t kept_of_square(const Attention& in, int64_t 
 }
 
 // Adds a warp's ds^T to the sums of its diagonals, the first of which is that of its key 0 and the step's last query.
-// The warp's next product keeps `square` from being written too early.
 template <class S>
 __device__ __forceinline__ void add_diagonals(BiasShared<S>& shared, const float (&ds)[2][4], int query) {
   float(&square)[16][17] = shared.square[warp()];
+  __syncwarp();  // `square` has been read
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll

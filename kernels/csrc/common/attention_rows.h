@@ -2,6 +2,8 @@
 // base 2, weights times values (Dao 2023, arXiv:2307.08691).
 #pragma once
 
+#include <cfloat>
+
 #include "attention_tiles.h"
 
 namespace kernels {
@@ -10,8 +12,8 @@ namespace {
 constexpr int kQueries = 16;  // of a matrix of tensor cores
 constexpr int kStep = 32;     // keys that a warp looks at together
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr float kLowest = -1e30f;  // a base that any score is above
-constexpr float kSlack = 8.0f;     // weights stay below 2^8 of those that the largest score would be 1 of
+constexpr float kLowest = -FLT_MAX;  // a base that no finite score is below
+constexpr float kSlack = 8.0f;       // weights stay below 2^8 of those that the largest score would be 1 of
 
 enum class Extra { kNone, kDropout, kBias };  // kBias: with dropout or without
 

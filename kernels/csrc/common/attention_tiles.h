@@ -6,6 +6,8 @@
 
 namespace kernels {
 
+constexpr int kSharedBytes = 99 * 1024;  // of a block, on sm_86 and sm_89
+
 // Numbers between the begins of two rows in shared memory: 16 bytes more than a row has, so that the eight rows of a
 // matrix lie in different banks.
 template <int kSize>
@@ -39,6 +41,7 @@ struct Tile {
   int sequence, first;
   int64_t start;  // of the sequence, in tokens of the batch
   int length;     // of the sequence
+  bool fits;      // the sequence
 
   __device__ __forceinline__ bool empty() const { return first >= length; }
 };
@@ -47,20 +50,38 @@ struct Tile {
 // boundaries[s] / rows + s on, and the numbers up to the next sequence's are enough for any length.
 inline int64_t tiles_of(const Attention& in, int rows) { return in.tokens / rows + in.sequences + 1; }
 
+// Where a sequence begins: among the tokens, and the first one at token 0, whatever the boundaries say.
+__device__ __forceinline__ int start_of(const Attention& in, int sequence) {
+  return sequence == 0 ? 0 : min(max(in.boundaries[sequence], 0), static_cast<int>(in.tokens));
+}
+
+// A whole sequence, cut to where there are tokens. It does not fit if a boundary lies elsewhere than start_of says, or
+// if it is longer than L; its results are then NaN. Where boundaries fall, sequences may overlap, and tokens behind may
+// belong to none: what is written of these is not said.
+__device__ __forceinline__ Tile find_sequence(const Attention& in, int sequence) {
+  const bool filler = sequence == in.sequences;
+  const int start = start_of(in, sequence), end = filler ? static_cast<int>(in.tokens) : start_of(in, sequence + 1);
+  const int length = end - start;
+  const bool fits = filler || (in.boundaries[sequence] == start && in.boundaries[sequence + 1] == end && length >= 0 &&
+                               length <= in.longest);
+  return Tile{sequence, 0, start, max(length, 0), fits};
+}
+
 // Tile `number`, by bisection; empty where the sequence is shorter than its numbers reach.
-__device__ __forceinline__ Tile find_tile(const Attention& in, int64_t number, int rows) {
-  int64_t low = 0, high = in.sequences;
+__device__ __forceinline__ Tile find_tile(const Attention& in, int number, int rows) {
+  int low = 0, high = static_cast<int>(in.sequences);
   while (low < high) {
-    const int64_t middle = (low + high + 1) / 2;
-    if (in.boundaries[middle] / rows + middle <= number) {
+    const int middle = (low + high + 1) / 2;
+    if (start_of(in, middle) / rows + middle <= number) {
       low = middle;
     } else {
       high = middle - 1;
     }
   }
-  const int64_t start = in.boundaries[low], end = low < in.sequences ? in.boundaries[low + 1] : in.tokens;
-  const int64_t first = (number - start / rows - low) * rows;
-  return Tile{static_cast<int>(low), static_cast<int>(first), start, static_cast<int>(end - start)};
+  Tile tile = find_sequence(in, low);
+  const int64_t first = static_cast<int64_t>(number - static_cast<int>(tile.start) / rows - low) * rows;
+  tile.first = static_cast<int>(min(first, static_cast<int64_t>(tile.length)));
+  return tile;
 }
 
 // Begins to copy rows [first, first + kRows) of a head to shared memory, [kRows, kRowStride]; from `length` on they are

@@ -1,6 +1,7 @@
 // CUDA as our kernels use it: by nvcc for GPUs, by a host compiler with the emulator for tests without one.
 #pragma once
 
+#include <atomic>
 #include <cstdio>
 
 #if defined(__CUDACC__)
@@ -9,6 +10,12 @@
 #include <cuda_runtime.h>
 #define KERNELS_SHARED(type, name, extents) __shared__ type name extents
 #define KERNELS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+// Registers of a thread, at most, of a kernel in blocks of so many threads.
+#if CUDART_VERSION >= 12040
+#define KERNELS_REGISTERS(threads, registers) __maxnreg__(registers)
+#else
+#define KERNELS_REGISTERS(threads, registers) __launch_bounds__(threads, 65536 / ((threads) * (registers)))
+#endif
 #define KERNELS_LAUNCH(kernel, grid, block, shared, stream, ...) \
   kernel<<<(grid), (block), (shared), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #define KERNELS_LAUNCH_STATUS() kernels::launch_status()
@@ -32,16 +39,30 @@ inline int32_t launch_status() {
   return kLaunchFailed;
 }
 
-// Lets a kernel be launched with so many bytes of dynamic shared memory, of which it has 48 KiB unasked.
-template <class Kernel>
-int32_t allow_shared(Kernel* kernel, int bytes) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  return launch_status();
+// Lets a kernel be launched with so many bytes of dynamic shared memory, of which it has 48 KiB unasked. Each device is
+// told once.
+template <auto kKernel, int kBytes>
+int32_t allow_shared() {
+  static std::atomic<uint64_t> told{0};  // bit by device
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if (error == cudaSuccess && (told.load() & bit) != 0) return kOk;
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error == cudaSuccess) {
+    told.fetch_or(bit);
+    return kOk;
+  }
+  (void)cudaGetLastError();  // which this is
+  std::fprintf(stderr, "kernels: no %d bytes of shared memory: %s (%s)\n", kBytes, cudaGetErrorName(error),
+               cudaGetErrorString(error));
+  return kLaunchFailed;
 }
 #else
-template <class Kernel>
-int32_t allow_shared(Kernel*, int bytes) {
-  return static_cast<size_t>(bytes) <= emulator::kMaxShared ? kOk : kLaunchFailed;
+template <auto kKernel, int kBytes>
+int32_t allow_shared() {
+  static_assert(static_cast<size_t>(kBytes) <= emulator::kMaxShared);
+  return kOk;
 }
 #endif
 

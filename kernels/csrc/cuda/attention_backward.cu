@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) attention_delta(const AttentionBackw
   const bool there = row < in.tokens * in.heads;
   const int head = static_cast<int>(row % in.heads), group = static_cast<int>(in.heads / in.kv_heads);
   float sum = 0.0f;
-  if (there && token >= in.boundaries[in.sequences]) {
+  if (there && token >= start_of(in, static_cast<int>(in.sequences))) {
     const float zeros[kPack] = {};
     const int kv_head = static_cast<int>(in.heads) + head / group;
     for (int i = threadIdx.x % 4; i < S::kSize / kPack; i += 4) {
@@ -58,14 +58,13 @@ __global__ void __launch_bounds__(kReduceThreads) attention_bias_reduce(const At
 }
 
 template <class S>
-__global__ void __maxnreg__(S::kRegisters) sequences_whole(const AttentionBackward args) {
+__global__ void KERNELS_REGISTERS(kThreads, S::kRegisters) sequences_whole(const AttentionBackward args) {
   KERNELS_DYNAMIC_SHARED(memory);
   const Attention& in = args.in;
   const int sequence = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   const int heads = static_cast<int>(in.heads), kv_heads = static_cast<int>(in.kv_heads), group = heads / kv_heads;
-  const int64_t start = in.boundaries[sequence];
-  const Tile tile{sequence, 0, start, static_cast<int>(in.boundaries[sequence + 1] - start)};
-  if (tile.length > in.longest) {
+  const Tile tile = find_sequence(in, sequence);
+  if (!tile.fits) {
     for (int i = 0; i < group; ++i) refuse_rows<S>(args, tile.start, 0, tile.length, kv_head * group + i);
     for (int i = 0; i < 2; ++i) refuse_rows<S>(args, tile.start, 0, tile.length, heads + i * kv_heads + kv_head);
     return;
@@ -77,18 +76,22 @@ __global__ void __maxnreg__(S::kRegisters) sequences_whole(const AttentionBackwa
 }
 
 template <class S, bool kBias>
-__global__ void __maxnreg__(S::kRegisters) keys_alone(const AttentionBackward args, const int64_t tiles) {
+__global__ void KERNELS_REGISTERS(kThreads, S::kRegisters) keys_alone(const AttentionBackward args, const int tiles) {
   KERNELS_DYNAMIC_SHARED(memory);
   const Attention& in = args.in;
   if constexpr (kBias) {
-    const int64_t numbers = in.heads / in.kv_heads * (2 * in.longest - 1);
+    const int numbers = static_cast<int>(in.heads / in.kv_heads * (2 * in.longest - 1));
     float* const partial = args.partial + (blockIdx.x * in.kv_heads + blockIdx.y) * numbers;
-    for (int64_t i = threadIdx.x; i < numbers && args.dbias != nullptr; i += kThreads) partial[i] = 0.0f;
+    float begin = 0.0f;  // NaN where a sequence is refused: its part of the sums is not known
+    for (int number = blockIdx.x; number < tiles && args.dbias != nullptr; number += gridDim.x) {
+      if (!find_tile(in, number, kTile).fits) begin = NAN;
+    }
+    for (int i = threadIdx.x; i < numbers && args.dbias != nullptr; i += kThreads) partial[i] = begin;
   }
-  for (int64_t number = blockIdx.x; number < tiles; number += gridDim.x) {
+  for (int number = blockIdx.x; number < tiles; number += gridDim.x) {
     const Tile tile = find_tile(in, number, kTile);
     if (tile.sequence == in.sequences || tile.empty()) continue;
-    if (tile.length > in.longest) {
+    if (!tile.fits) {
       const int end = min(tile.length, tile.first + kTile), head = static_cast<int>(in.heads + blockIdx.y);
       refuse_rows<S>(args, tile.start, tile.first, end, head);
       refuse_rows<S>(args, tile.start, tile.first, end, head + static_cast<int>(in.kv_heads));
@@ -96,6 +99,7 @@ __global__ void __maxnreg__(S::kRegisters) keys_alone(const AttentionBackward ar
     }
     using Shared = SharedOfKeys<S, false, kBias>;
     tile_of_keys<S, false, kBias>(args, View(in, tile), tile.first, blockIdx.y, *reinterpret_cast<Shared*>(memory));
+    if (!kBias) return;  // there are as many blocks as tiles
   }
 }
 
@@ -161,7 +165,7 @@ struct alignas(16) QueriesShared {
 };
 
 template <class S, bool kBias>
-__global__ void __maxnreg__(S::kRegisters) queries_alone(const AttentionBackward args) {
+__global__ void KERNELS_REGISTERS(kThreads, S::kRegisters) queries_alone(const AttentionBackward args) {
   KERNELS_DYNAMIC_SHARED(memory);
   using T = typename S::T;
   QueriesShared<S>& shared = *reinterpret_cast<QueriesShared<S>*>(memory);
@@ -170,7 +174,7 @@ __global__ void __maxnreg__(S::kRegisters) queries_alone(const AttentionBackward
   if (tile.sequence == in.sequences || tile.empty()) return;
   const View view(in, tile);
   const int head = static_cast<int>(blockIdx.y), end = min(tile.first + kTile, view.length);
-  if (view.length > in.longest) return refuse_rows<S>(args, view.start, tile.first, end, head);
+  if (!tile.fits) return refuse_rows<S>(args, view.start, tile.first, end, head);
   copy_rows<T, S::kSize, kTile, kThreads>(shared.q, query_of<T, S::kSize>(in, view.start, head),
                                           stride_of<S::kSize>(in), tile.first, view.length);
   copy_rows<T, S::kSize, kTile, kThreads>(shared.dout, dout_of<S>(args, view.start, head),
@@ -217,8 +221,9 @@ int32_t with_shape(const Attention& in, Function function) {
 template <class S>
 int32_t launch_whole(const AttentionBackward& args, void* stream) {
   constexpr int kBytes = sizeof(WholeShared<S>);
+  static_assert(kBytes <= kSharedBytes);
   const dim3 grid(static_cast<unsigned>(args.in.sequences), static_cast<unsigned>(args.in.kv_heads));
-  if (const int32_t status = allow_shared(sequences_whole<S>, kBytes); status != kOk) return status;
+  if (const int32_t status = allow_shared<sequences_whole<S>, kBytes>(); status != kOk) return status;
   KERNELS_LAUNCH(sequences_whole<S>, grid, dim3(kThreads), kBytes, stream, args);
   return KERNELS_LAUNCH_STATUS();
 }
@@ -226,13 +231,15 @@ int32_t launch_whole(const AttentionBackward& args, void* stream) {
 template <class S, bool kBias>
 int32_t launch_alone(const AttentionBackward& args, void* stream) {
   constexpr int kKeysBytes = sizeof(SharedOfKeys<S, false, kBias>), kQueriesBytes = sizeof(QueriesShared<S>);
+  static_assert(kKeysBytes <= kSharedBytes && kQueriesBytes <= kSharedBytes);
   const int64_t tiles = tiles_of(args.in, kTile);
   const bool sums = kBias && args.dbias != nullptr;
   const dim3 keys(static_cast<unsigned>(sums ? args.blocks : tiles), static_cast<unsigned>(args.in.kv_heads));
   const dim3 queries(static_cast<unsigned>(tiles), static_cast<unsigned>(args.in.heads));
-  if (const int32_t status = allow_shared(keys_alone<S, kBias>, kKeysBytes); status != kOk) return status;
-  if (const int32_t status = allow_shared(queries_alone<S, kBias>, kQueriesBytes); status != kOk) return status;
-  KERNELS_LAUNCH((keys_alone<S, kBias>), keys, dim3(kThreads), kKeysBytes, stream, args, tiles);
+  if (const int32_t status = allow_shared<keys_alone<S, kBias>, kKeysBytes>(); status != kOk) return status;
+  if (const int32_t status = allow_shared<queries_alone<S, kBias>, kQueriesBytes>(); status != kOk) return status;
+  KERNELS_LAUNCH((keys_alone<S, kBias>), keys, dim3(kThreads), kKeysBytes, stream, args,
+                 static_cast<int>(tiles));
   KERNELS_LAUNCH((queries_alone<S, kBias>), queries, dim3(kThreads), kQueriesBytes, stream, args);
   if (sums) {
     const int64_t numbers = args.in.heads * (2 * args.in.longest - 1);

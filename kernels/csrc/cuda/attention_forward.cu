@@ -14,8 +14,7 @@ constexpr int kTileWarps = 4;
 constexpr int kTileThreads = kTileWarps * kWarp;
 constexpr int kShort = 256;  // the longest sequence that attention_sequences is made for
 constexpr int kShortThreads = kShort / kStep * kWarp;
-constexpr int kFillerTokens = 1024;      // of a block of attention_sequences, about
-constexpr int kSharedBytes = 99 * 1024;  // of a block, on sm_86 and sm_89
+constexpr int kFillerTokens = 1024;  // of a block of attention_sequences, about
 
 // 32 queries a warp halve what it reads of keys and values, where there are registers for them.
 template <int kSize, Extra kExtra>
@@ -51,12 +50,13 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<kSize, kExtra>)
   // Those that come last in a sequence see most keys under some masks: they begin first
   const Tile tile = find_tile(in, gridDim.x / heads - 1 - number, kRows);
   if (tile.empty()) return;
-  if (tile.sequence == in.sequences || tile.length > in.longest) {
+  if (tile.sequence == in.sequences || !tile.fits) {
     const int64_t first = tile.start + tile.first, last = tile.start + min(tile.length, tile.first + kRows);
     fill_rows<T, kSize>(args, own_head, first, last, tile.sequence == in.sequences ? 0.0f : NAN, 0, 1);
     return;
   }
-  const Head head = head_of(in, tile.sequence, tile.start, tile.length, own_head);
+  Head head = head_of(in, tile.sequence, tile.start, tile.length, own_head);
+  asm volatile("" : "+r"(head.start), "+r"(head.length));  // nvcc spills where it knows their bounds
   T* const keys = reinterpret_cast<T*>(memory);
   T* const values = keys + 2 * kTileKeys * kRowStride<kSize>;
   const T* const key = key_of<T, kSize>(in, head.start, own_head);
@@ -90,20 +90,20 @@ __global__ void __launch_bounds__(kShortThreads, kSize <= 64 ? 2 : 1)
   KERNELS_DYNAMIC_SHARED(memory);
   const Attention& in = args.in;
   const int heads = static_cast<int>(in.heads), own_head = static_cast<int>(blockIdx.x) % heads;
-  const int64_t sequence = static_cast<int>(blockIdx.x) / heads, start = in.boundaries[min(sequence, in.sequences)];
+  const int sequence = static_cast<int>(blockIdx.x) / heads;
+  const Tile all = find_sequence(in, min(sequence, static_cast<int>(in.sequences)));
   if (sequence >= in.sequences) {
-    fill_rows<T, kSize>(args, own_head, start, in.tokens, 0.0f, sequence - in.sequences,
+    fill_rows<T, kSize>(args, own_head, all.start, in.tokens, 0.0f, sequence - in.sequences,
                         gridDim.x / heads - in.sequences);
     return;
   }
-  const int64_t end = in.boundaries[sequence + 1];
-  if (end - start > in.longest) fill_rows<T, kSize>(args, own_head, start, end, NAN, 0, 1);
-  if (end <= start || end - start > in.longest) return;
-  const Head head = head_of(in, static_cast<int>(sequence), start, static_cast<int>(end - start), own_head);
+  if (!all.fits) fill_rows<T, kSize>(args, own_head, all.start, all.start + all.length, NAN, 0, 1);
+  if (!all.fits || all.length == 0) return;
+  const Head head = head_of(in, all.sequence, all.start, all.length, own_head);
   const int keys = (head.length + kStep - 1) / kStep * kStep;
   T* const shared_keys = reinterpret_cast<T*>(memory);
   T* const shared_values = shared_keys + keys * kRowStride<kSize>;
-  const T* const key = key_of<T, kSize>(in, start, own_head);
+  const T* const key = key_of<T, kSize>(in, all.start, own_head);
   copy_keys<T, kSize>(shared_keys, shared_values, in, key, 0, keys, head.length);
   end_copies();
   wait_for_copies<0>();
@@ -126,13 +126,12 @@ __global__ void __launch_bounds__(kShortThreads, kSize <= 64 ? 2 : 1)
 }
 
 // Launches so many blocks of each head.
-template <class Kernel>
-int32_t launch(Kernel* kernel, const AttentionForward& args, int64_t blocks, int threads, int bytes, void* stream) {
+template <auto kKernel>
+int32_t launch(const AttentionForward& args, int64_t blocks, int threads, int bytes, void* stream) {
   if (blocks * args.in.heads > INT32_MAX) return kUnsupported;
-  const int32_t status = allow_shared(kernel, bytes);
-  if (status != kOk) return status;
+  if (const int32_t status = allow_shared<kKernel, kSharedBytes>(); status != kOk) return status;
   const dim3 grid(static_cast<unsigned>(blocks * args.in.heads));
-  KERNELS_LAUNCH(kernel, grid, dim3(threads), bytes, stream, args);
+  KERNELS_LAUNCH(kKernel, grid, dim3(threads), bytes, stream, args);
   return KERNELS_LAUNCH_STATUS();
 }
 
@@ -143,11 +142,11 @@ int32_t forward(const AttentionForward& args, void* stream) {
   if (steps * kStep <= kShort && steps * kStep * kRowBytes <= kSharedBytes) {
     const int64_t blocks = args.in.sequences + args.in.tokens / kFillerTokens + 1;
     const int warps = static_cast<int>(steps), bytes = warps * kStep * kRowBytes;
-    return launch(attention_sequences<T, kSize, kExtra>, args, blocks, warps * kWarp, bytes, stream);
+    return launch<attention_sequences<T, kSize, kExtra>>(args, blocks, warps * kWarp, bytes, stream);
   }
   static_assert(2 * kTileKeys * kRowBytes <= kSharedBytes);
   const int64_t blocks = tiles_of(args.in, kTileWarps * kMatricesOf<kSize, kExtra> * kQueries);
-  return launch(attention_tiles<T, kSize, kExtra>, args, blocks, kTileThreads, 2 * kTileKeys * kRowBytes, stream);
+  return launch<attention_tiles<T, kSize, kExtra>>(args, blocks, kTileThreads, 2 * kTileKeys * kRowBytes, stream);
 }
 
 template <class T, int kSize>

@@ -32,13 +32,12 @@
 #undef __host__
 #undef __forceinline__
 #undef __launch_bounds__
-#undef __maxnreg__
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __maxnreg__(...)
+#define KERNELS_REGISTERS(...)
 
 namespace emulator {
 

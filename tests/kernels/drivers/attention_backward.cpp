@@ -2,6 +2,7 @@
 // are empty or too long; and compares them with sums in double.
 #include "attention.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "memory.h"
@@ -27,6 +28,8 @@ struct Case {
   uint32_t threshold = 0;
   bool bias = false, workspace = true;
   int64_t blocks = 3;
+  double scale = 3.0;               // times the root of `size`
+  std::vector<int32_t> wrong = {};  // boundaries in place of the sums of the lengths
 
   int64_t tokens() const {
     int64_t sum = filler;
@@ -103,13 +106,16 @@ struct Right {
 
   Right(const Case& of, double scale, const Numbers64& qkv, const Numbers64& dout, const Numbers64& bias)
       : out(dout.size()), lse(of.heads * of.tokens()), dqkv(qkv.size()), dbias(bias.size()) {
+    for (int length : of.lengths) boundaries.push_back(boundaries.back() + length);
+    if (!of.wrong.empty()) boundaries = of.wrong;
     for (size_t s = 0; s < of.lengths.size(); ++s) {
-      const int start = boundaries[s], length = of.lengths[s], prefix = of.mask == Mask::kPrefix ? of.prefix[s] : 0;
-      boundaries.push_back(start + length);
+      const drivers::Sequence is(boundaries, s, of.tokens(), of.longest);
+      const int length = static_cast<int>(is.end - is.start), prefix = of.mask == Mask::kPrefix ? of.prefix[s] : 0;
       const int64_t numbers = (of.heads + 2 * of.kv_heads) * of.size;
-      if (length > of.longest) std::fill_n(dqkv.begin() + start * numbers, length * numbers, NAN);
-      for (int64_t h = 0; h < of.heads && length <= of.longest; ++h) {
-        Head head{of, start, h, length, prefix, scale, qkv, dout, bias, out, lse, dqkv, dbias};
+      if (!is.fits) std::fill_n(dqkv.begin() + is.start * numbers, length * numbers, NAN);
+      if (!is.fits) std::fill(dbias.begin(), dbias.end(), NAN);
+      for (int64_t h = 0; h < of.heads && is.fits; ++h) {
+        Head head{of, is.start, h, length, prefix, scale, qkv, dout, bias, out, lse, dqkv, dbias};
         for (int i = 0; i < length; ++i) head.row(i);
       }
     }
@@ -150,7 +156,7 @@ void compare(const Case& of, const char* what, const Array<T>& found, const Numb
 template <class T>
 void run(const Case& of, Type type) {
   const int64_t tokens = of.tokens(), heads = of.heads + 2 * of.kv_heads, sequences = of.lengths.size();
-  const double scale = 3.0 / std::sqrt(of.size);
+  const double scale = of.scale / std::sqrt(of.size);
   Numbers numbers(static_cast<uint32_t>(tokens * of.size));
   const std::vector<T> qkv_values = numbers.floats<T>(tokens * heads * of.size);
   const std::vector<T> dout_values = numbers.floats<T>(tokens * of.heads * of.size);
@@ -193,6 +199,8 @@ void run(const Case& of, Type type) {
   args.blocks = of.blocks;
   require(kernels_attention_backward(&args, nullptr) == kernels::kOk, "kernels_attention_backward");
 
+  // Where boundaries fall nothing is promised but that all stays within the arrays
+  if (!std::is_sorted(right.boundaries.begin(), right.boundaries.end())) return;
   const double error = type == Type::kFloat16 ? 1e-3 : 6e-3;
   compare(of, "dqkv", dqkv, right.dqkv, error);
   Digest digest;
@@ -202,6 +210,17 @@ void run(const Case& of, Type type) {
     digest.add(dbias);
   }
   digest.print(of.name);
+}
+
+// Boundaries that do not fit 23 tokens, in each of the ways.
+void misfit(const char* name, const std::vector<int32_t>& boundaries) {
+  const auto run_as = [&](int64_t longest, bool workspace, bool bias) {
+    run<__nv_bfloat16>({name, Mask::kPrefix, 1, 1, 32, longest, 2, {4, 8, 9}, {1, 9, 2}, 0, bias, workspace, 2, 3.0,
+                        boundaries}, Type::kBFloat16);
+  };
+  run_as(12, true, false);
+  run_as(70, false, false);
+  run_as(12, true, true);
 }
 
 void refuses(Type type, int64_t size) {
@@ -227,6 +246,20 @@ int main() {
   run<__half>({"bias_causal", Mask::kCausal, 2, 2, 96, 40, 0, {40, 7}, {}, 0, true, true, 9}, fp16);
   run<BFloat16>({"too_long_whole", Mask::kFull, 2, 1, 32, 20, 1, {4, 21, 20}, {}}, bf16);
   run<BFloat16>({"too_long_alone", Mask::kCausal, 2, 2, 32, 70, 1, {4, 71, 20}, {}, 0, false, false}, bf16);
+  run<BFloat16>({"too_long_bias", Mask::kFull, 2, 1, 32, 20, 1, {4, 21, 20}, {}, 0, true}, bf16);
+  run<BFloat16>({"whole_negative", Mask::kFull, 2, 1, 32, 40, 1, {40}, {}, tenth, false, true, 1, -2.0}, bf16);
+  run<__half>({"alone_negative", Mask::kCausal, 1, 1, 96, 70, 1, {20}, {}, 0, false, false, 1, -3.0}, fp16);
+  run<BFloat16>({"bias_negative", Mask::kCausal, 1, 1, 32, 40, 1, {40}, {}, 0, true, true, 1, -3.0}, bf16);
+  run<BFloat16>({"whole_no_scale", Mask::kCausal, 2, 1, 32, 40, 1, {40}, {}, 0, false, true, 1, 0.0}, bf16);
+  run<BFloat16>({"alone_no_scale", Mask::kFull, 1, 1, 32, 70, 1, {40}, {}, 0, false, false, 1, 0.0}, bf16);
+  misfit("begins_late", {3, 4, 12, 21});
+  misfit("begins_before", {-3, 4, 12, 21});
+  misfit("ends_late", {0, 4, 12, 24});
+  misfit("goes_on_behind", {0, 4, 30, 1000000});
+  misfit("far_off", {INT32_MIN, -5, INT32_MAX, INT32_MAX});
+  misfit("falls", {0, 12, 4, 21});
+  misfit("falls_far", {0, 1000, -1000, 40});
+  misfit("falls_to_the_end", {INT32_MAX, 20, 10, INT32_MIN});
   run<BFloat16>({"all_filler", Mask::kFull, 2, 1, 32, 8, 9, {}, {}}, bf16);
   run<__half>({"bias_of_nothing", Mask::kFull, 1, 1, 32, 8, 0, {0}, {}, 0, true}, fp16);
   refuses(Type::kFloat32, 64);

@@ -1,6 +1,7 @@
 // Runs attention: short sequences and long ones, masks, dropout, bias, grouped heads, and compares with float64.
 #include "attention.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "memory.h"
@@ -23,6 +24,8 @@ struct Case {
   bool bias;
   uint32_t threshold;
   float scale;
+  float lowered = 0.0f;             // added to the bias
+  std::vector<int32_t> wrong = {};    // boundaries in place of the sums of the lengths
 };
 
 // One row of a head in float64: what it should be, and the sum of the magnitudes that it is made of.
@@ -38,7 +41,7 @@ struct Host {
   int64_t size, tokens;
   std::vector<T> qkv;
   std::vector<float> bias;
-  std::vector<int32_t> prefix;
+  std::vector<int32_t> prefix, ends;
 
   double at(int64_t token, int64_t head, int64_t k) const {
     return static_cast<float>(qkv[(token * (is.heads + 2 * is.kv_heads) + head) * size + k]);
@@ -47,12 +50,17 @@ struct Host {
   Row row(int64_t sequence, int64_t start, int i, int64_t head) const {
     const int64_t key_head = is.heads + head / (is.heads / is.kv_heads), value_head = key_head + is.kv_heads;
     Row row{std::vector<double>(size), std::vector<double>(size)};
-    double sum = 0.0;
-    for (int j = 0; j < is.lengths[sequence]; ++j) {
+    const int length = ends[sequence + 1] - ends[sequence];
+    std::vector<double> scores(length, -INFINITY);
+    for (int j = 0; j < length; ++j) {
       if (!kernels::visible(is.mask, prefix[sequence], i, j)) continue;
-      double score = is.bias ? bias[head * (2 * is.longest - 1) + j - i + is.longest - 1] : 0.0;
+      double& score = scores[j] = is.bias ? bias[head * (2 * is.longest - 1) + j - i + is.longest - 1] : 0.0;
       for (int64_t k = 0; k < size; ++k) score += at(start + i, head, k) * at(start + j, key_head, k) * is.scale;
-      const double weight = std::exp(score);
+    }
+    const double largest = *std::max_element(scores.begin(), scores.end());
+    double sum = 0.0;
+    for (int j = 0; j < length; ++j) {
+      const double weight = std::exp(scores[j] - largest);
       sum += weight;
       const kernels::Draws draws = kernels::philox(42, 7, (start + i) * is.heads + head, j / kernels::kDraws);
       if (draws.at(j % kernels::kDraws) < is.threshold) continue;
@@ -62,23 +70,26 @@ struct Host {
       }
     }
     for (int64_t k = 0; k < size; ++k) row.out[k] /= sum, row.magnitude[k] /= sum;
-    row.lse = std::log(sum);
+    row.lse = largest + std::log(sum);
     return row;
   }
 
   // Weights and results are rounded once each, by at most `rounding`.
   void compare(const std::vector<T>& out, const std::vector<float>& lse, double rounding) const {
-    int64_t start = 0;
+    int64_t filler = 0;
     double off = 0.0;
-    for (size_t s = 0; s < is.lengths.size(); start += is.lengths[s++]) {
-      for (int64_t each = 0; each < is.lengths[s] * is.heads; ++each) {
-        const int64_t i = each / is.heads, head = each % is.heads, token = start + i;
+    for (size_t s = 0; s + 1 < ends.size(); ++s) {
+      const Sequence of(ends, s, tokens, is.longest);
+      filler = of.end;
+      for (int64_t each = 0; each < (of.end - of.start) * is.heads; ++each) {
+        const int64_t i = each / is.heads, head = each % is.heads, token = of.start + i;
         const T* const got = out.data() + (token * is.heads + head) * size;
-        if (is.lengths[s] > is.longest) {
-          for (int64_t k = 0; k < size; ++k) require(std::isnan(static_cast<float>(got[k])), "too long a sequence");
+        if (!of.fits) {
+          for (int64_t k = 0; k < size; ++k) require(std::isnan(static_cast<float>(got[k])), "refusing a sequence");
+          require(std::isnan(lse[head * tokens + token]), "refusing a sequence");
           continue;
         }
-        const Row right = row(static_cast<int64_t>(s), start, static_cast<int>(i), head);
+        const Row right = row(static_cast<int64_t>(s), of.start, static_cast<int>(i), head);
         for (int64_t k = 0; k < size; ++k) {
           const double error = std::fabs(static_cast<float>(got[k]) - right.out[k]);
           off = std::fmax(off, std::isnan(error) ? 1e9 : error / (2.1 * rounding * right.magnitude[k] + 1e-6));
@@ -87,10 +98,10 @@ struct Host {
         off = std::fmax(off, std::isnan(error) ? 1e9 : error / (1e-5 * (1.0 + std::fabs(right.lse))));
       }
     }
-    for (int64_t i = start * is.heads * size; i < tokens * is.heads * size; ++i) {
+    for (int64_t i = filler * is.heads * size; i < tokens * is.heads * size; ++i) {
       if (static_cast<float>(out[i]) != 0.0f) off = 1e9;
     }
-    for (int64_t i = start; i < tokens; ++i) off = lse[i] == 0.0f ? off : 1e9;
+    for (int64_t i = filler; i < tokens; ++i) off = lse[i] == 0.0f ? off : 1e9;
     if (off > 1.0) std::fprintf(stderr, "%s is off: %g times what rounding explains\n", is.name, off);
     require(off <= 1.0, "the comparison with float64");
   }
@@ -104,9 +115,11 @@ void run(Type type, int64_t size, const Case& is) {
     first_ones.push_back(is.mask == Mask::kPrefix ? length / 3 : 0);
   }
   const int64_t tokens = ends.back() + is.filler, sequences = static_cast<int64_t>(is.lengths.size());
+  if (!is.wrong.empty()) ends = is.wrong;
   Numbers numbers(static_cast<uint32_t>(tokens * size));
   Host<T> host{is, size, tokens, numbers.floats<T>(tokens * (is.heads + 2 * is.kv_heads) * size),
-               numbers.floats<float>(is.heads * (2 * is.longest - 1)), first_ones};
+               numbers.floats<float>(is.heads * (2 * is.longest - 1)), first_ones, ends};
+  for (float& each : host.bias) each += is.lowered;
   Array<T> qkv(static_cast<int64_t>(host.qkv.size())), out(tokens * is.heads * size);
   Array<float> bias(static_cast<int64_t>(host.bias.size())), lse(is.heads * tokens);
   Array<int32_t> boundaries(sequences + 1), prefix(sequences);
@@ -138,6 +151,8 @@ void run(Type type, int64_t size, const Case& is) {
   args.lse = lse.data();
   require(kernels_attention_forward(&args, nullptr) == kernels::kOk, "kernels_attention_forward");
 
+  // Where boundaries fall nothing is promised but that all stays within the arrays
+  if (!std::is_sorted(ends.begin(), ends.end())) return;
   host.compare(out.values(), lse.values(), type == Type::kBFloat16 ? 0x1p-8 : 0x1p-11);
   Digest digest;
   digest.add(out);
@@ -164,6 +179,25 @@ int main() {
   run<B>(kB, 64, {"tiles_grouped", {140}, 1, 2048, 4, 2, Mask::kCausal, false, 0, 0.1f});
   run<B>(kB, 96, {"tiles_wide", {129}, 0, 300, 1, 1, Mask::kFull, false, 6554, 0.1f});
   run<__half>(kH, 128, {"tiles_half", {66}, 0, 2048, 1, 1, Mask::kFull, true, 6554, 0.1f});
+  run<__half>(kH, 32, {"short_rising", {96}, 0, 96, 1, 1, Mask::kFull, false, 0, 8.0f});  // by more than 2^16
+  run<__half>(kH, 32, {"tiles_rising", {96}, 0, 300, 1, 1, Mask::kFull, false, 0, 8.0f});
+  run<B>(kB, 32, {"short_low", {40}, 0, 40, 1, 1, Mask::kCausal, true, 0, 0.1f, -1e30f});
+  run<B>(kB, 32, {"tiles_low", {40}, 0, 300, 1, 1, Mask::kFull, true, 0, 0.1f, -1e30f});
+  run<B>(kB, 32, {"tiles_negative", {70}, 0, 300, 1, 1, Mask::kCausal, false, 0, -0.3f});
+  run<B>(kB, 32, {"tiles_no_scale", {70}, 0, 300, 1, 1, Mask::kCausal, false, 0, 0.0f});
+  for (int64_t longest : {12, 300}) {  // in both ways
+    const auto misfit = [&](const char* name, std::vector<int32_t> boundaries) {
+      run<B>(kB, 32, {name, {4, 8, 9}, 2, longest, 1, 1, Mask::kPrefix, false, 0, 1.0f, 0.0f, boundaries});
+    };
+    misfit("begins_late", {3, 4, 12, 21});
+    misfit("begins_before", {-3, 4, 12, 21});
+    misfit("ends_late", {0, 4, 12, 24});
+    misfit("goes_on_behind", {0, 4, 30, 1000000});
+    misfit("far_off", {INT32_MIN, -5, INT32_MAX, INT32_MAX});
+    misfit("falls", {0, 12, 4, 21});
+    misfit("falls_far", {0, 1000, -1000, 40});
+    misfit("falls_to_the_end", {INT32_MAX, 20, 10, INT32_MIN});
+  }
   run<B>(kB, 32, {"too_long", {9, 5, 3}, 1, 5, 1, 1, Mask::kFull, false, 0, 1.0f});
   run<B>(kB, 32, {"too_long_tiles", {301, 5}, 1, 300, 1, 1, Mask::kFull, true, 0, 1.0f});
   run<B>(kB, 32, {"filler_alone", {}, 300, 5, 2, 1, Mask::kFull, false, 0, 1.0f});

@@ -96,6 +96,20 @@ class Numbers {
   uint32_t state_;
 };
 
+// What a sequence's boundaries make of it: its tokens, cut to the batch's, and whether it is one. The first sequence
+// begins at token 0.
+struct Sequence {
+  int64_t start, end;
+  bool fits;
+
+  Sequence(const std::vector<int32_t>& boundaries, size_t number, int64_t tokens, int64_t longest) {
+    const int64_t first = boundaries[number], last = boundaries[number + 1];
+    start = number == 0 ? 0 : first < 0 ? 0 : first < tokens ? first : tokens;
+    end = last < start ? start : last < tokens ? last : tokens;
+    fits = first == start && last == end && end - start <= longest;
+  }
+};
+
 // FNV-1a of the bytes of results.
 class Digest {
  public:
