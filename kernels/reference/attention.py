@@ -92,7 +92,7 @@ def forward(qkv: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
         query, key, value = _heads(qkv[tokens].to(compute), heads)
         scores = _scores(query, key, number, arguments)
         lse[:, tokens] = scores.logsumexp(-1)
-        weights = (scores - lse[:, tokens, None]).exp()
+        weights = scores.softmax(-1)  # exact for huge scores too, where lse is rounded
         if arguments.threshold:
             weights = weights * arguments.kept(tokens, qkv.shape[0])
         out[tokens] = (weights @ value).transpose(0, 1)
@@ -112,7 +112,7 @@ def backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, arguments: Arg
     for number, tokens in arguments.sequences():
         query, key, value = _heads(qkv[tokens].to(compute), heads)
         gradient, result = (each[tokens].to(compute).transpose(0, 1) for each in (dout, out))  # [H, n, K]
-        weights = (_scores(query, key, number, arguments) - lse[:, tokens, None]).exp()
+        weights = _scores(query, key, number, arguments).softmax(-1)
         dweights = gradient @ value.transpose(1, 2)
         dropped = weights
         if arguments.threshold:

@@ -513,3 +513,17 @@ def test_workspaces_are_what_the_kernels_ask_for(longest, biased):
     delta, dq, partial = attention._workspaces("emulator", qkv, lse, torch.zeros(0), bias, longest)
     assert delta.shape == (2, 4) and partial.numel() == 0
     assert dq.shape == ((2, 4, 32) if tile < longest <= whole and not biased else (0,))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_bias_that_hides_every_key_of_a_query(backend, use, ran):
+    """-1e30 for all keys of the first query, and of one head: weights that are equal, not 1 or 0 by rounding."""
+    use(backend)
+    made = case((70, 5), backend, biased=True)
+    made.bias[:, made.max_length - 1 :] = -1e30
+    made.bias[0] = -1e30
+    out = packed_attention(made.qkv, made.boundaries, made.num_heads, made.max_length, bias=made.bias)
+    assert_near({"out": out}, {"out": exact(made)["out"]}, tolerance(made))
+    if backend == "reference":
+        check(made)
+    assert set(ran) == {backend}

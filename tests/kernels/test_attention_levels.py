@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from kernels import build
 
 pytestmark = pytest.mark.skipif(build.missing("cpu") is not None, reason=str(build.missing("cpu")))
 EVERY = (*build.CPU_LEVELS, None)  # None: all that this machine has, which may multiply bf16 numbers
+NAMES = "must be one of v2, v3, v4, v4bf16"
 
 SCRIPT = """
 import itertools, torch
@@ -46,3 +48,29 @@ def test_each_level_of_instructions(level):
         env["KERNELS_CPU_LEVEL"] = level
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif("v4" not in build.CPU_LEVELS, reason="this CPU has one level")
+@pytest.mark.parametrize(
+    ("value", "multiplies", "said"),
+    [
+        ("v4", False, ""),
+        ("v4bf16", True, ""),
+        ("", True, ""),
+        (None, True, ""),
+        ("v4b", True, NAMES),
+        ("V2", True, NAMES),
+    ],
+)
+def test_names_of_levels(value, multiplies, said):
+    script = "import ctypes, torch, kernels.build; library = ctypes.CDLL(str(kernels.build.build('cpu')));"
+    script += "print(library.kernels_cpu_level(), bool(library.kernels_cpu_multiplies_bf16() & 1))"
+    env = {**os.environ, "PYTHONPATH": str(build.SOURCES.parents[1])}
+    env.pop("KERNELS_CPU_LEVEL", None)
+    if value is not None:
+        env["KERNELS_CPU_LEVEL"] = value
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    highest = 4 if torch.cpu._is_avx512_supported() else 3 if torch.cpu._is_avx2_supported() else 2
+    multiplies = multiplies and torch.cpu._is_avx512_bf16_supported()
+    assert done.stdout.split() == [str(highest), str(multiplies)]
+    assert said in done.stderr and bool(said) == ("KERNELS_CPU_LEVEL" in done.stderr)

@@ -7,23 +7,14 @@
 // Compiled once for each level of instructions (build.py): KERNELS_LEVEL names it.
 #include "attention.h"
 
-#include <type_traits>
-
 #include "attention_parts.h"
 
 namespace kernels {
 namespace {
 
-constexpr int64_t kQueries = 72;    // of a block
-constexpr int64_t kTileKeys = 128;  // of a tile of the backward pass
-
-#if defined(__AVX512BF16__)
-template <class T>
-using WordOf = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, float>;
-#else
-template <class T>
-using WordOf = float;
-#endif
+constexpr int64_t kQueries = 72;                 // of a block
+constexpr int64_t kTileKeys = 128;               // of a tile of the backward pass
+constexpr int64_t kPieceQueries = 4 * kQueries;  // that threads of the forward pass share out
 
 // Filler tokens are zero: the last ones of [rows, tokens, width].
 template <class T>
@@ -45,24 +36,30 @@ class Forward {
         values_(longest_ * round_up(in_.size, kPanel)), scores_(kQueries * longest_), weights_(kQueries * longest_),
         out_(kQueries * in_.size), factor_(longest_ + kDraws) {}
 
-  void sequence(int64_t number, int64_t kv_head) {
+  // The queries [first, last) of a head.
+  void piece(int64_t number, int64_t head, int64_t first, int64_t last) {
     const Sequence sequence(in_, number);
-    const int64_t group = in_.heads / in_.kv_heads, heads = in_.heads + 2 * in_.kv_heads;
-    const Rows<const T> k(in_.qkv, in_, heads, in_.heads + kv_head, sequence.start);
-    const Rows<const T> v(in_.qkv, in_, heads, in_.heads + in_.kv_heads + kv_head, sequence.start);
-    read_rows(k.at, k.stride, sequence.length, in_.size, rows_.data());
-    const Right<Word> keys = transposed(rows_.data(), sequence.length, words_, keys_.data());
-    read_rows(v.at, v.stride, sequence.length, in_.size, rows_.data());
-    const Right<Word> values = as_steps(rows_.data(), sequence.length, in_.size, values_.data());
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      for (int64_t first = 0; first < sequence.length; first += kQueries) block(sequence, head, first, keys, values);
-    }
+    const int64_t kv_head = head / (in_.heads / in_.kv_heads);
+    if (number != number_ || kv_head != kv_head_) lay_out(sequence, kv_head);
+    number_ = number, kv_head_ = kv_head;
+    for (; first < last; first += kQueries) block(sequence, head, first);
   }
 
  private:
   using Word = WordOf<T>;
 
-  void block(const Sequence& sequence, int64_t head, int64_t first, Right<Word> keys, Right<Word> values) {
+  void lay_out(const Sequence& sequence, int64_t kv_head) {
+    const int64_t heads = in_.heads + 2 * in_.kv_heads;
+    const Rows<const T> k(in_.qkv, in_, heads, in_.heads + kv_head, sequence.start);
+    const Rows<const T> v(in_.qkv, in_, heads, in_.heads + in_.kv_heads + kv_head, sequence.start);
+    read_rows(k.at, k.stride, sequence.length, in_.size, rows_.data());
+    transposed(rows_.data(), sequence.length, words_, keys_.data());
+    read_rows(v.at, v.stride, sequence.length, in_.size, rows_.data());
+    as_steps(rows_.data(), sequence.length, in_.size, values_.data());
+  }
+
+  void block(const Sequence& sequence, int64_t head, int64_t first) {
+    const Right<Word> keys{keys_.data(), words_}, values{values_.data(), steps_of<Word>(sequence.length)};
     const int64_t token = sequence.start + first;
     const int64_t count = sequence.length - first < kQueries ? sequence.length - first : kQueries;
     const int64_t seen = sequence.seen(first + count - 1), width = round_up(seen, kLanes);
@@ -106,6 +103,7 @@ class Forward {
   const AttentionForward& args_;
   const Attention& in_;
   const int64_t words_, longest_;
+  int64_t number_ = -1, kv_head_ = -1;  // what is laid out
   Room<Word> rows_, keys_, values_;
   Room<float> scores_;
   Room<Word> weights_;
@@ -253,8 +251,8 @@ void attention_forward(const AttentionForward& args, int64_t first, int64_t last
   with_type(in.type, [&](auto zero) {
     using T = decltype(zero);
     Forward<T> forward(args);
-    for_units(in, 0, first, last, [&](int64_t, int64_t begin, int64_t end, int64_t kv_head) {
-      for (int64_t s = begin; s < end; ++s) forward.sequence(s, kv_head);
+    for_pieces(in, kPieceQueries, first, last, [&](int64_t number, int64_t head, int64_t begin, int64_t end) {
+      forward.piece(number, head, begin, end);
     });
     if (at_the_end) clear_filler(in, 1, in.heads * in.size, static_cast<T*>(args.out));
   });

@@ -6,9 +6,10 @@
 
 namespace kernels {
 
-// A function works on units [first, last) of attention_units: a unit is what a query costs that sees one key. The heads
-// of a sequence that share keys are done by who has the first of their units, as a whole and in the same way on any
-// number of threads; so equal ranges are about equal work, whatever the lengths.
+// A function works on units [first, last) of attention_units: a unit is what a query costs that sees one key. Who has the
+// first unit of something does it as a whole and in the same way on any number of threads: in the forward pass a few
+// blocks of queries of a head; in the backward pass all heads of a sequence that share keys, whose gradients they add to.
+// So equal ranges are about equal work, as far as there are as many of these as threads.
 struct AttentionKernels {
   void (*forward)(const AttentionForward& args, int64_t first, int64_t last);
   void (*backward)(const AttentionBackward& args, int64_t first, int64_t last);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "../common/whole.h"
 #include "attention.h"
@@ -78,6 +79,26 @@ void for_units(const Attention& in, int64_t blocks, int64_t first, int64_t last,
     }
     begin = end;
     before += cost;
+  }
+}
+
+// Calls function(sequence, head, first query, end of the queries) for the pieces of heads of queries that begin in units
+// [first, last); those that share keys are neighbours.
+template <class Function>
+void for_pieces(const Attention& in, int64_t queries, int64_t first, int64_t last, Function function) {
+  const int64_t group = in.heads / in.kv_heads;
+  int64_t unit = 0;
+  for (int64_t number = 0; number < in.sequences; ++number) {
+    const int64_t length = in.boundaries[number + 1] - in.boundaries[number], cost = attention_cost(length);
+    const int64_t of_head = (length + queries - 1) / queries, pieces = group * of_head;
+    for (int64_t kv_head = 0; kv_head < in.kv_heads; ++kv_head, unit += cost) {
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t begins = unit + cost * piece / pieces, begin = piece % of_head * queries;
+        if (begins < first || begins >= last) continue;
+        const int64_t end = begin + queries < length ? begin + queries : length;
+        function(number, kv_head * group + piece / of_head, begin, end);
+      }
+    }
   }
 }
 

@@ -1,44 +1,56 @@
 // Which of the levels that the kernels were compiled for runs here.
 #include "levels.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 namespace kernels {
 namespace {
 
-int choose() {
 #if defined(__x86_64__)
+constexpr int kMultipliesBf16 = 5;
+
+// What KERNELS_CPU_LEVEL names; the highest where it is not set, empty or unknown.
+int allowed() {
   const char* text = std::getenv("KERNELS_CPU_LEVEL");
-  const int highest = text != nullptr && std::strlen(text) == 2 && text[0] == 'v' ? text[1] - '0' : 4;
-  if (highest >= 4 && __builtin_cpu_supports("x86-64-v4")) return 4;
-  if (highest >= 3 && __builtin_cpu_supports("x86-64-v3")) return 3;
-  return 2;
-#else
-  return 0;
-#endif
+  if (text == nullptr || *text == '\0') return kMultipliesBf16;
+  constexpr const char* kNames[] = {"v2", "v3", "v4", "v4bf16"};
+  for (int i = 0; i < 4; ++i) {
+    if (std::strcmp(text, kNames[i]) == 0) return i + 2;
+  }
+  std::fprintf(stderr, "KERNELS_CPU_LEVEL is '%s' and ignored; it must be one of v2, v3, v4, v4bf16\n", text);
+  return kMultipliesBf16;
 }
 
-bool multiplies_bf16() {
-#if defined(__x86_64__)
-  return std::getenv("KERNELS_CPU_LEVEL") == nullptr && choose() == 4 && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
+int choose() {
+  const int highest = allowed();
+  if (highest >= 4 && __builtin_cpu_supports("x86-64-v4")) {
+    return highest > 4 && __builtin_cpu_supports("avx512bf16") ? kMultipliesBf16 : 4;
+  }
+  return highest >= 3 && __builtin_cpu_supports("x86-64-v3") ? 3 : 2;
 }
+#else
+constexpr int kMultipliesBf16 = 1;
 
-}  // namespace
+int choose() { return 0; }
+#endif
 
-int cpu_level() {
+int chosen() {
   static const int level = choose();
   return level;
 }
 
-bool cpu_multiplies_bf16() {
-  static const bool answer = multiplies_bf16();
-  return answer;
-}
+}  // namespace
+
+int cpu_level() { return chosen() < 4 ? chosen() : 4; }
+
+bool cpu_multiplies_bf16() { return chosen() == kMultipliesBf16; }
 
 }  // namespace kernels
 
 extern "C" __attribute__((visibility("default"))) int kernels_cpu_level() { return kernels::cpu_level(); }
+
+extern "C" __attribute__((visibility("default"))) bool kernels_cpu_multiplies_bf16() {
+  return kernels::cpu_multiplies_bf16();
+}

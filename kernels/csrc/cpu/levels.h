@@ -9,10 +9,10 @@
 
 namespace kernels {
 
-// The level of this machine, 2 to 4 for x86-64-v2 to -v4: KERNELS_CPU_LEVEL lowers it.
+// The level of this machine, 2 to 4 for x86-64-v2 to -v4: KERNELS_CPU_LEVEL (v2, v3, v4 or v4bf16) lowers it.
 int cpu_level();
 
-// Whether it also multiplies bf16 numbers; not where KERNELS_CPU_LEVEL names a level.
+// Whether it also multiplies bf16 numbers; not where KERNELS_CPU_LEVEL names a level below v4bf16.
 bool cpu_multiplies_bf16();
 
 }  // namespace kernels
