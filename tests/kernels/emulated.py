@@ -12,7 +12,7 @@ from kernels import build
 DRIVERS = Path(__file__).with_name("drivers")
 OPERATIONS = sorted(path.stem for path in DRIVERS.glob("*.cpp"))
 SCHEDULES = ("0", "1", "7", "99", "12345")
-# Between reads of `square` and the next writes is a product, at which the emulator waits for all: more than CUDA promises
+# A product stands between reads of `square` and the next writes; there the emulator waits for all, which CUDA does not
 UNSEEN = "__syncwarp();  // `square` has been read"
 BARRIER = re.compile(r"(?:__sync(?:threads|warp)|wait_for_copies<\d+>)\(\);")  # of threads, or of a thread's copies
 
