@@ -12,6 +12,7 @@ import torch
 from engine.config.optimizer import OptimizerConfig
 from engine.config.train import TrainConfig
 from engine.models import attention
+from engine.plan import memory
 from engine.plan.memory import MemoryEstimate, estimate_memory, estimate_phase
 from engine.train.timeline import Timeline
 from kernels import build
@@ -127,9 +128,13 @@ def test_parts_follow_what_decides_them() -> None:
 def test_scores_are_kept_where_a_library_attends(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = base(device_type="cpu").parts["activations"]
     monkeypatch.setattr(attention, "uses_operator", lambda *_: False)
+    memory._sizes.cache_clear()
+    memory._trace.cache_clear()
     kept = base(device_type="cpu").parts["activations"]
-    assert kept > 1.1 * ours  # torch's bf16 products on a CPU
-    assert base(device_type="cpu", lengths=(16,) * 64).parts["activations"] < kept  # scores are square
+    assert kept > 1.05 * ours  # torch's bf16 products on a CPU
+    assert base(device_type="cpu", lengths=(16,) * 64).parts["activations"] < 0.95 * kept  # scores are square
+    memory._sizes.cache_clear()
+    memory._trace.cache_clear()
 
 
 def test_offload_moves_states_to_the_host() -> None:
