@@ -65,6 +65,7 @@ int main() {
       {{0, 73, 104}, 0, 4, 2, 32, 80, Mask::kCausal, false, 6554},
       {{0, 5, 80}, 1, 2, 1, 96, 75, Mask::kPrefix, true, 6554},
       {{0, 47}, 0, 1, 1, 128, 47, Mask::kCausal, true, 0},
+      {{0, 300}, 0, 2, 1, 64, 300, Mask::kCausal, false, 0},
       {{0}, 2, 1, 1, 64, 1, Mask::kFull, true, 0},
       {{0}, 0, 1, 1, 64, 1, Mask::kFull, false, 0},
   };
