@@ -98,7 +98,7 @@ def case_of(operation: str, setting: Setting, batch: Batch, dropout: float) -> C
         return gradients(run, [qkv])
 
     sides = {"kernels": gradients(ours, [qkv]), "torch": fastest([passes(way) for way in torch_ways(qkv, dropout)])}
-    if libraries.flash_fits(qkv) and libraries.load_flash_attn() is not None:
+    if libraries.flash_fits(qkv.device, qkv.dtype, qkv.shape[-1]) and libraries.load_flash_attn() is not None:
         sides["flash_attn"] = passes(libraries.flash_attention)
     # forward: qkv in, out; backward: dout, qkv and out in, dqkv out
     moved = setting.bytes(12 * setting.rows * setting.width)
@@ -111,7 +111,8 @@ def torch_ways(qkv: Tensor, dropout: float) -> Iterator[Callable[..., Tensor]]:
     yield partial(by_runs, F.scaled_dot_product_attention)
     if qkv.device.type == "cpu":
         yield partial(by_runs, libraries.matmul_attention)
-    if dropout == 0.0 and libraries.flash_fits(qkv) and libraries.load_varlen() is not None:
+    fits = libraries.flash_fits(qkv.device, qkv.dtype, qkv.shape[-1])
+    if dropout == 0.0 and fits and libraries.load_varlen() is not None:
         yield libraries.varlen_attention
 
 
