@@ -1,7 +1,7 @@
 """Filler: what is put behind a packed batch so that its tensors have one of few shapes.
 
-With the shapes of the batch before, a GPU's allocator hands out the blocks of the batch before, a captured graph can be
-replayed, and torch.compile need not allow for any size. Filler changes no loss: its tokens are in no sequence, so that
+With the shapes of the batch before, a GPU's allocator hands out the blocks of the batch before, and torch.compile need
+not allow for any size. Filler changes no loss: its tokens are in no sequence, so that
 attention passes them by, and its targets are ignored. Counts stay those of the text.
 """
 
@@ -39,13 +39,13 @@ def filled(batch: PackedBatch, most_tokens: int | None = None, longest: int | No
     """
     num_tokens, lengths = batch.num_tokens, batch.layout.lengths
     size = coarse(num_tokens) if most_tokens is None else max(num_tokens, most_tokens)
-    boundaries = batch.layout.cu_seqlens
+    boundaries, longest_here = batch.layout.cu_seqlens, max(lengths, default=0)
     num_boundaries = power_of_two(len(lengths)) + 1
     layout = PackedLayout(
         F.pad(boundaries, (0, num_boundaries - len(boundaries)), value=num_tokens),
         lengths,
         num_filler=size - num_tokens,
-        bound=power_of_two(max(lengths, default=0)) if longest is None else longest,
+        bound=power_of_two(longest_here) if longest is None else max(longest, longest_here),
     )
 
     def pad(tensor: Tensor) -> Tensor:
