@@ -1,8 +1,8 @@
 """Filler: what is put behind a packed batch so that its tensors have one of few shapes.
 
 With the shapes of the batch before, a GPU's allocator hands out the blocks of the batch before, and torch.compile need
-not allow for any size. Filler changes no loss: its tokens are in no sequence, so that
-attention passes them by, and its targets are ignored. Counts stay those of the text.
+not allow for any size. Filler changes no loss: its tokens are in no sequence, so that attention passes them by, and its
+targets are ignored. Counts stay those of the text.
 """
 
 from __future__ import annotations
