@@ -72,8 +72,8 @@ def packed_attention(
             (Dong et al. 2019, arXiv:1905.03197).
         prefix_lengths: [S] int32, how many first ones, for the mask prefix.
         bias: [H, 2 L - 1] fp32: column j - i + L - 1 is added to the scores of a query at place i and a key at place j
-            (Raffel et al. 2020, arXiv:1910.10683). It is no mask: on all keys of a query it must stay far from -1e6, else
-            the gradient loses its digits.
+            (Raffel et al. 2020, arXiv:1910.10683). It is no mask: where it is -1e6 and less on all keys of a query, the
+            gradient loses its digits.
         scale: of the products; None is 1 / sqrt(K).
         dropout: probability of dropping a weight, rounded to a multiple of 2^-16. The draws of key j for head h of the
             batch's token t are those of row t H + h, column j.
