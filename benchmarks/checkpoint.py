@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.train import CASES, SEED, make_objective, make_rows
+from benchmarks.model_cases import ON_CPU, SEED, make_objective, make_rows
 from engine.checkpoint.run_folder import RunFolder
 from engine.checkpoint.save import CheckpointWriter
 from engine.config.deepspeed_json import complete_deepspeed_config
@@ -67,7 +67,7 @@ class Bench:
 
     def __init__(self, model: str, batch_size: int, stage: int, folder: Path) -> None:
         device = init_distributed()
-        case = CASES[model]
+        case = ON_CPU[model]
         objective, arch = make_objective(case)
         shape = BatchShape(batch_size, batch_size, 1)
         tree: dict[str, Any] = {"gradient_clipping": 1.0, "zero_optimization": {"stage": stage}}
@@ -76,7 +76,7 @@ class Bench:
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         optimizer = build_optimizer(self.model, OptimizerConfig(), settings, device.type)
         self.engine = ZeroEngine(self.model, objective, optimizer, settings)
-        rows = make_rows(case, "full", 1, objective.sequence_layout.per_sequence)[0][:batch_size]
+        rows = make_rows(case, "full", 1, objective.sequence_layout.per_sequence, together=False)[0][:batch_size]
         self.batch: PackedBatch = objective.collate(rows).to(device)
         self.counts = {name: torch.tensor(float(n), device=device) for name, n in self.batch.counts.items()}
         self.folder, self.device, self.saves = folder, device, 0
@@ -166,7 +166,7 @@ def describe_machine() -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="bert-small", choices=CASES)
+    parser.add_argument("--model", default="bert-small", choices=ON_CPU)
     parser.add_argument("--stage", type=int, default=1, choices=[0, 1, 2, 3])
     parser.add_argument("--batch_size", type=int, default=8, help="rows of a step")
     parser.add_argument("--steps", type=int, default=10, help="steps after each save")
