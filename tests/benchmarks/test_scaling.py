@@ -73,8 +73,8 @@ def test_ring_and_hidden_share_by_hand() -> None:
 # accumulation 2: what is sent once a step is told from what is sent in every micro-batch
 CALLS = {
     0: {"all_reduce": 2},  # gradients, counts
-    1: {"all_reduce": 4, "all_gather": 2},  # and norms and weights of two groups
-    2: {"all_reduce": 5, "all_gather": 2},  # gradients of each micro-batch
+    1: {"all_reduce": 3, "all_gather": 2},  # and the norm, and weights of two groups
+    2: {"all_reduce": 4, "all_gather": 2},  # gradients of each micro-batch
 }
 
 
