@@ -485,7 +485,7 @@ def test_what_does_not_fit_is_refused(changed, message):
 
 
 def test_compiled_code_refuses_boundaries_too(use):
-    use("cpu", runs=())
+    use("cpu")
     call = torch.compile(lambda qkv, boundaries: packed_attention(qkv, boundaries, 2, 16), backend="eager")
     with pytest.raises(ValueError, match=r"boundaries are \[0, 4000000\]; they must rise from 0 to 16"):
         call(torch.zeros(16, 6, 32), torch.tensor([0, 4_000_000], dtype=torch.int32))
