@@ -99,7 +99,11 @@ setup(
     package_dir={
         "": "."
     },  # an editable install then puts the checkout itself on the path, packages added later included
-    package_data={"engine": ["presets/*.yaml", "recipes/*.yaml"], "kernels": ["measured.json", "csrc/*/*"]},
+    package_data={
+        "engine": ["presets/*.yaml", "recipes/*.yaml"],
+        "finetune": ["suites/*.yaml"],
+        "kernels": ["measured.json", "csrc/*/*"],
+    },
     distclass=Platform,
     cmdclass={"build": Build, "build_kernels": BuildKernels, "bdist_wheel": Wheel},
 )

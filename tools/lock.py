@@ -11,12 +11,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ("setuptools", "wheel")  # deepspeed and the project itself are built without isolation
+BUILD = ("setuptools", "setuptools_scm", "wheel")  # deepspeed, seqeval and the project are built without isolation
 HEADER = """\
 # Exact versions for development, tests and the demo; written by tools/lock.py, installed by tools/make_venv.sh.
 # For Python 3.11 and later. torch has no +cpu or +cu suffix: the CPU and the CUDA builds of this version both fit.
-# deepspeed is a source archive whose build imports torch: install the other lines first, then this one with
-# --no-build-isolation, or pip would fetch a second torch to build it with.
+# deepspeed and seqeval are source archives: install the other lines first, then these two with --no-build-isolation.
+# Else pip would fetch a second torch to build deepspeed with, and seqeval's old setup.py does not build by itself.
 """
 
 

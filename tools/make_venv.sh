@@ -119,11 +119,11 @@ install_all() {
     rm -f "$stamp"
     : >"$log"
     [ -x "$venv/bin/python" ] || step "creating .venv with $("$interpreter" -V)" "$interpreter" -m venv "$venv"
-    grep -v '^deepspeed==' "$root/requirements.txt" >"$venv/wheels.txt"
+    grep -v -e '^deepspeed==' -e '^seqeval==' "$root/requirements.txt" >"$venv/wheels.txt"
     step "installing $(grep -c == "$venv/wheels.txt") pinned packages (torch is the large one)" \
         "${pip[@]}" -r "$venv/wheels.txt"
     # the build imports torch, and looks for nvcc where torch sees a GPU: nothing is compiled now, so it need not look
-    step "building deepspeed" env DS_BUILD_OPS=0 DS_ACCELERATOR=cpu PATH="$venv/bin:$PATH" \
+    step "building deepspeed and seqeval" env DS_BUILD_OPS=0 DS_ACCELERATOR=cpu PATH="$venv/bin:$PATH" \
         "${pip[@]}" --no-build-isolation -r "$root/requirements.txt"
     step "installing this project, editable, with its kernels" "${pip[@]}" --no-build-isolation --no-deps -e "$root"
     # an installation does not fail for a kernel, so ask; without its library torch's own operators run
