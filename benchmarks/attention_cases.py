@@ -22,8 +22,6 @@ from kernels.philox import seed_tensor
 HEAD_SIZE = 64
 WARM_UPS, TRIALS = 1, 3  # of each of torch's ways, of which the fastest is timed
 
-# N tokens, H heads, K numbers in a head; a run is n sequences of length L
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -108,22 +106,12 @@ def case_of(operation: str, setting: Setting, batch: Batch, dropout: float) -> C
 
 def torch_ways(qkv: Tensor, dropout: float) -> Iterator[Callable[..., Tensor]]:
     """What torch has for a packed batch: a call for each run of equally long sequences, or its flash kernel."""
-    yield partial(by_runs, F.scaled_dot_product_attention)
+    yield partial(libraries.run_attention, attend=F.scaled_dot_product_attention)
     if qkv.device.type == "cpu":
-        yield partial(by_runs, libraries.matmul_attention)
+        yield partial(libraries.run_attention, attend=libraries.matmul_attention)
     fits = libraries.flash_fits(qkv.device, qkv.dtype, qkv.shape[-1])
     if dropout == 0.0 and fits and libraries.load_varlen() is not None:
         yield libraries.varlen_attention
-
-
-def by_runs(attend: Callable[..., Tensor], qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float) -> Tensor:
-    """[N, 3, H, K] to [N, H, K]."""
-    contexts = []
-    for (num, length), run in zip(layout.runs, qkv.split([num * length for num, length in layout.runs]), strict=True):
-        query, key, value = run.unflatten(0, (num, length)).permute(2, 0, 3, 1, 4)  # [3, n, H, L, K]
-        context = attend(query, key, value, dropout_p=dropout, is_causal=causal)
-        contexts.append(context.transpose(1, 2).flatten(0, 1))  # [n, H, L, K] -> [n * L, H, K]
-    return torch.cat(contexts) if len(contexts) > 1 else contexts[0]
 
 
 def fastest(runs: Sequence[Callable[[], Sequence[Tensor]]]) -> Callable[[], Sequence[Tensor]]:

@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 import torch
 
-from benchmarks import attention_cases, kernel_cases
-from benchmarks.kernel_cases import OF_PARAMETERS, Case, Run, Setting
+from benchmarks import attention_cases, kernel_cases, optimizer_cases
+from benchmarks.kernel_cases import Case, Run, Setting
 from kernels import dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = {**kernel_cases.CASES, **attention_cases.CASES}
+CASES = {**kernel_cases.CASES, **optimizer_cases.CASES, **attention_cases.CASES}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_SIZES = {4096: (768,)}
 CUDA_SIZES = {4096: (768, 1024, 1600, 4096), 65536: (768, 1024, 1600, 4096)}
@@ -52,11 +52,11 @@ def settings_of(options: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
     dtypes = options.dtypes or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"])
     for number, (rows, width) in enumerate((rows, width) for rows, widths in sizes.items() for width in widths):
         for operation in options.operations or CASES:
-            if operation in OF_PARAMETERS and number:
+            if operation in optimizer_cases.CASES and number:
                 continue
             if operation in attention_cases.CASES and width != sizes[rows][0]:  # more heads are more of the same
                 continue
-            for dtype in dtypes[:1] if operation in OF_PARAMETERS else dtypes:
+            for dtype in dtypes[:1] if operation in optimizer_cases.CASES else dtypes:
                 yield operation, Setting(options.device, rows, width, DTYPES[dtype])
 
 
@@ -186,7 +186,7 @@ def measure(case: Case, setting: Setting, backend: str, rounds: int) -> dict[str
 
 def _described(case: Case, setting: Setting) -> dict[str, Any]:
     dtype = next(name for name, dtype in DTYPES.items() if dtype == setting.dtype)
-    size = {} if case.operation in OF_PARAMETERS else {"rows": setting.rows, "dtype": dtype}
+    size = {} if case.operation in optimizer_cases.CASES else {"rows": setting.rows, "dtype": dtype}
     return {"operation": case.operation, "case": case.name, "width": setting.width, **size}
 
 
