@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ MAY_CHANGE = (
     "train.eval_every",
     "train.eval_rows",
     "train.evaluate_with",
+    "train.early_stopping",
+    "train.keep_best",
     "train.peak_tflops",
     "train.tensorboard",
     "train.wandb",
@@ -75,6 +77,7 @@ class RunFolder:
         self.checkpoints = self.path / CHECKPOINTS
         self.metrics = self.path / METRICS
         self.model = self.path / MODEL
+        self.spared: Callable[[], int | None] = lambda: None  # step of a checkpoint that is kept, however old
 
     def step_folder(self, step: int) -> Path:
         """Where the checkpoint of a step stands."""
@@ -202,19 +205,21 @@ class RunFolder:
         if self.metrics.is_file():
             lines, _ = read_metric_lines(self.metrics)
             write_text(self.metrics, "".join(line.text for line in lines if line.step <= step))
-        self._link_model(step)
+        self.link_model(step)
 
     def publish(self, written: Path, step: int, keep: int) -> None:
         """Make a written checkpoint count: rename it, point the model link at it, drop the oldest beyond ``keep``."""
         os.rename(written, self.step_folder(step))
         sync_to_disk(self.checkpoints)
-        self._link_model(step)
-        for old in self.steps()[:-keep] if keep else []:
+        self.link_model(step)
+        spared = self.spared()
+        for old in [old for old in self.steps()[:-keep] if old != spared] if keep else []:
             hidden = self.checkpoints / f".step-{old}.old"  # what is half-deleted must not count as a checkpoint
             os.rename(self.step_folder(old), hidden)
             shutil.rmtree(hidden, ignore_errors=True)
 
-    def _link_model(self, step: int) -> None:
+    def link_model(self, step: int) -> None:
+        """Point the model link at a step's checkpoint."""
         link = self.path / f".{MODEL}.partial"
         link.unlink(missing_ok=True)
         link.symlink_to(Path(CHECKPOINTS) / self.step_folder(step).name / MODEL)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -126,8 +128,10 @@ def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     """What YAML would read otherwise than it is meant.
 
     A switch without a value means true: ``--random_init`` is ``--random_init true``. In a ramp ``{5:64}`` is
-    ``{5: 64}``, where YAML sees one key without a value.
+    ``{5: 64}``, where YAML sees one key without a value. A list may be given as words: ``--seeds 1 2`` is
+    ``--seeds [1, 2]``.
     """
+    argv = _with_lists(argv, parser)
     actions = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
     switches = {option for action in actions for option in action.option_strings}
     result: list[str] = []
@@ -135,6 +139,32 @@ def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
         result.append(re.sub(r"(\d):(?=\d)", r"\1: ", argument) if _RAMP.fullmatch(argument) else argument)
         if argument in switches and following.startswith("--"):
             result.append("true")
+    return result
+
+
+def _with_lists(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """The words after an option whose value is a list of numbers or texts, as one YAML list."""
+    kinds = {
+        option: get_args(getattr(action, "_typehint", None))[0]
+        for action in parser._actions
+        if get_origin(getattr(action, "_typehint", None)) is list
+        for option in action.option_strings
+    }
+    result: list[str] = []
+    for argument in argv:
+        name, has_value, value = argument.partition("=")
+        if argument.startswith("--") and has_value and kinds.get(name) in (int, float, str):
+            result += [name, value]
+        else:
+            result.append(argument)
+    place = 0
+    while place < len(result):
+        kind = kinds.get(result[place])
+        place += 1
+        words = list(takewhile(lambda word: not word.startswith("--"), result[place:]))
+        if kind in (int, float, str) and words and not (len(words) == 1 and words[0].startswith("[")):
+            shown = [json.dumps(word) if kind is str else word for word in words]
+            result[place : place + len(words)] = [f"[{', '.join(shown)}]"]
     return result
 
 
@@ -223,20 +253,20 @@ def _dotted(tree: dict[str, Any], names: set[str], prefix: str = "", shown: str 
     return keys
 
 
-def _keys_in_lists(config_class: Any, prefix: str = "") -> Iterator[str]:
+def _keys_in_lists(config_class: Any, prefix: str = "", in_list: bool = False) -> Iterator[str]:
     """Names ``list[].key`` of the settings that stand in a list of groups of settings."""
     for name, kind in get_type_hints(config_class).items():
         inner = next((part for part in get_args(kind) if is_dataclass(part)), None)
         if is_dataclass(kind):
-            if prefix:
+            if in_list:
                 yield f"{prefix}{name}"
-            yield from _keys_in_lists(kind, f"{prefix}{name}." if prefix else "")
+            yield from _keys_in_lists(kind, f"{prefix}{name}.", in_list)
         elif inner is not None and get_origin(kind) is list:
-            yield from _keys_in_lists(inner, f"{prefix}{name}[].")
-        elif prefix:
+            yield from _keys_in_lists(inner, f"{prefix}{name}[].", True)
+        elif in_list:
             yield f"{prefix}{name}"
             if inner is not None:  # a group that may be None
-                yield from _keys_in_lists(inner, f"{prefix}{name}.")
+                yield from _keys_in_lists(inner, f"{prefix}{name}.", True)
 
 
 def _plain(error: BaseException) -> str:

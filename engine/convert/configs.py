@@ -81,6 +81,10 @@ OUR_ACTIVATION = {
 }
 THEIR_ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
 
+# Heads that give numbers for each sequence; their classes are one to transformers, which tells them by problem_type.
+SEQUENCE_HEADS = ("classification", "regression", "ranking")
+CHOICE_HEAD = "multiple_choice"
+
 # model type -> head -> class; "" is the encoder alone
 CLASSES = {
     "bert": {
@@ -88,14 +92,26 @@ CLASSES = {
         "mlm": "BertForMaskedLM",
         "mlm + nsp": "BertForPreTraining",
         "mlm + sop": "BertForPreTraining",
-        "classification": "BertForSequenceClassification",
+        **dict.fromkeys(SEQUENCE_HEADS, "BertForSequenceClassification"),
+        CHOICE_HEAD: "BertForMultipleChoice",
+        "token_classification": "BertForTokenClassification",
+        "question_answering": "BertForQuestionAnswering",
     },
     PRE_NORM: {
         "": "RobertaPreLayerNormModel",
         "mlm": "RobertaPreLayerNormForMaskedLM",
-        "classification": "RobertaPreLayerNormForSequenceClassification",
+        **dict.fromkeys(SEQUENCE_HEADS, "RobertaPreLayerNormForSequenceClassification"),
+        CHOICE_HEAD: "RobertaPreLayerNormForMultipleChoice",
+        "token_classification": "RobertaPreLayerNormForTokenClassification",
+        "question_answering": "RobertaPreLayerNormForQuestionAnswering",
     },
-    "gpt2": {"": "GPT2Model", "lm": "GPT2LMHeadModel", "classification": "GPT2ForSequenceClassification"},
+    "gpt2": {
+        "": "GPT2Model",
+        "lm": "GPT2LMHeadModel",
+        **dict.fromkeys(SEQUENCE_HEADS, "GPT2ForSequenceClassification"),
+        "token_classification": "GPT2ForTokenClassification",
+        "question_answering": "GPT2ForQuestionAnswering",
+    },
 }
 DEFAULT_OBJECTIVE = {"bert": "mlm", PRE_NORM: "mlm", "gpt2": "lm"}
 
@@ -120,7 +136,7 @@ def huggingface_class(arch: ArchConfig) -> str:
 
 
 def class_name(arch: ArchConfig, heads: Sequence[str]) -> str:
-    """Name the transformers class of an architecture with no head, one of mlm, lm, classification, or mlm and a pair's.
+    """Name the transformers class of an architecture with no head, one of mlm, lm, a task's, or mlm and a pair's.
 
     Raises:
         ValueError: if there is none.
@@ -160,7 +176,7 @@ def config_to_huggingface(
 
     Args:
         arch: the architecture.
-        heads: none; one of mlm, lm, classification; or mlm and one of nsp, sop.
+        heads: none; one of those in CLASSES; or mlm and one of nsp, sop.
         special_ids: token ids by role; pad, bos and eos are written, null where the vocabulary has none.
         labels: names of the classes in the order of the logits.
 

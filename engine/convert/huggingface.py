@@ -13,7 +13,9 @@ from torch import Tensor
 
 from engine.config.arch import ArchConfig, padded_vocab_size
 from engine.convert.configs import (
+    CHOICE_HEAD,
     PRE_NORM,
+    SEQUENCE_HEADS,
     arch_from_huggingface,
     class_name,
     config_to_huggingface,
@@ -49,8 +51,10 @@ BERT = (
     ("heads.nsp.classifier.{p}", "cls.seq_relationship.{p}", SAME),
     ("heads.sop.pooler.{p}", "~pooler.dense.{p}", SAME),
     ("heads.sop.classifier.{p}", "cls.seq_relationship.{p}", SAME),
-    ("heads.classification.pooler.{p}", "~pooler.dense.{p}", SAME),
-    ("heads.classification.classifier.{p}", "classifier.{p}", SAME),
+    *((f"heads.{head}.pooler.{{p}}", "~pooler.dense.{p}", SAME) for head in (*SEQUENCE_HEADS, CHOICE_HEAD)),
+    *((f"heads.{head}.classifier.{{p}}", "classifier.{p}", SAME) for head in (*SEQUENCE_HEADS, CHOICE_HEAD)),
+    ("heads.token_classification.classifier.{p}", "classifier.{p}", SAME),
+    ("heads.question_answering.outputs.{p}", "qa_outputs.{p}", SAME),
 )
 ROBERTA_PRE_NORM = (
     ("encoder.embeddings.word.weight", "~embeddings.word_embeddings.weight", ROWS),
@@ -67,8 +71,12 @@ ROBERTA_PRE_NORM = (
     ("heads.mlm.dense.{p}", "lm_head.dense.{p}", SAME),
     ("heads.mlm.norm.{p}", "lm_head.layer_norm.{p}", SAME),
     ("heads.mlm.bias", "lm_head.bias", ROWS),
-    ("heads.classification.pooler.{p}", "classifier.dense.{p}", SAME),
-    ("heads.classification.classifier.{p}", "classifier.out_proj.{p}", SAME),
+    *((f"heads.{head}.pooler.{{p}}", "classifier.dense.{p}", SAME) for head in SEQUENCE_HEADS),
+    *((f"heads.{head}.classifier.{{p}}", "classifier.out_proj.{p}", SAME) for head in SEQUENCE_HEADS),
+    (f"heads.{CHOICE_HEAD}.pooler.{{p}}", "~pooler.dense.{p}", SAME),
+    (f"heads.{CHOICE_HEAD}.classifier.{{p}}", "classifier.{p}", SAME),
+    ("heads.token_classification.classifier.{p}", "classifier.{p}", SAME),
+    ("heads.question_answering.outputs.{p}", "qa_outputs.{p}", SAME),
 )
 GPT2 = (
     ("encoder.embeddings.word.weight", "~wte.weight", ROWS),
@@ -80,7 +88,9 @@ GPT2 = (
     ("encoder.layers.{i}.mlp.up.{p}", "~h.{i}.mlp.c_fc.{p}", TRANSPOSED),
     ("encoder.layers.{i}.mlp.down.{p}", "~h.{i}.mlp.c_proj.{p}", TRANSPOSED),
     ("encoder.final_norm.{p}", "~ln_f.{p}", SAME),
-    ("heads.classification.score.weight", "score.weight", SAME),
+    *((f"heads.{head}.score.weight", "score.weight", SAME) for head in SEQUENCE_HEADS),
+    ("heads.token_classification.classifier.{p}", "classifier.{p}", SAME),
+    ("heads.question_answering.outputs.{p}", "qa_outputs.{p}", SAME),
 )
 TABLES = {"bert": BERT, PRE_NORM: ROBERTA_PRE_NORM, "gpt2": GPT2}
 PAIR_HEADS = ("heads.nsp.", "heads.sop.")
@@ -125,7 +135,7 @@ def to_huggingface(
     Args:
         weights: by our names; may hold other heads, which stay behind. Any dtype and device.
         arch: the architecture.
-        heads: the heads to take along: none; one of mlm, lm, classification; or mlm and one of nsp, sop.
+        heads: the heads to take along: none; one of those in ``configs.CLASSES``; or mlm and one of nsp, sop.
         special_ids: token ids by role, for config.json.
         labels: names of the classes, for config.json; None names them LABEL_0, LABEL_1 ... as transformers does.
 
@@ -154,13 +164,16 @@ def to_huggingface(
     return config, tensors
 
 
-def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig, pad_id: int | None = None) -> dict[str, Tensor]:
+def from_huggingface(
+    tensors: Mapping[str, Tensor], arch: ArchConfig, pad_id: int | None = None, head: str = SEQUENCE_HEADS[0]
+) -> dict[str, Tensor]:
     """Turn the tensors of a transformers class into weights of ours.
 
     Args:
         tensors: by their names, of a class with a head or of the bare encoder (whose names have no prefix).
         arch: the architecture that ``arch_from_huggingface`` read beside them.
         pad_id: ``pad_id_of`` the same config.json; only a pre-norm BERT needs it.
+        head: which of SEQUENCE_HEADS and CHOICE_HEAD a classifier is to be; the tensors do not tell.
 
     Returns:
         fp32 tensors by our names, the vocabulary padded: the whole encoder, and of the heads what was found
@@ -179,10 +192,10 @@ def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig, pad_id: in
         raise ValueError(f"{len(missing)} tensors of the {model_type} are missing: {first_of(missing)}")
     unused = unused_positions(model_type, pad_id)
     weights: dict[str, Tensor] = {}
-    has_pairs = "cls.seq_relationship.weight" in tensors
+    others = heads_of_others(tensors, prefix, head)
     for rule in rules:
-        if rule.ours.startswith(PAIR_HEADS) and not has_pairs:
-            continue  # its pooler is a classifier's
+        if rule.ours.startswith(others):
+            continue
         if all(name in tensors for name in rule.theirs):
             theirs = [tensors[name].detach().to("cpu", torch.float32) for name in rule.theirs]
             weights[rule.ours] = join_to_ours(theirs, rule.change, arch, unused)
@@ -190,6 +203,20 @@ def from_huggingface(tensors: Mapping[str, Tensor], arch: ArchConfig, pad_id: in
     known = {name for rule in rules for name in rule.theirs} | check_tied(tensors, TIED[model_type], prefix)
     report_left_out(sorted(set(tensors) - known), model_type, prefix)
     return weights
+
+
+def heads_of_others(tensors: Mapping[str, Tensor], prefix: str, head: str) -> tuple[str, ...]:
+    """Beginnings of our names whose tensors a file lacks, though it has some that are called the same.
+
+    The pooler of a BERT is a pair's where there are scores of pairs, else a classifier's, of the name ``head``. Its
+    classifier is one of tokens where there is no pooler.
+    """
+    others: tuple[str, ...] = () if "cls.seq_relationship.weight" in tensors else PAIR_HEADS
+    others += tuple(f"heads.{name}." for name in (*SEQUENCE_HEADS, CHOICE_HEAD) if name != head)
+    is_bert = prefix == PREFIXES["bert"]
+    if is_bert and f"{prefix}pooler.dense.weight" not in tensors:
+        return (*others, f"heads.{head}.")
+    return (*others, "heads.token_classification.") if is_bert else others
 
 
 def build_rules(arch: ArchConfig, prefix: str) -> list[Rule]:

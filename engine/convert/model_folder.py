@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,19 +18,26 @@ from preprocess.files import sync_to_disk
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+HEADS = "heads.safetensors"  # by our names: heads that no class of transformers has
 
 
-def write_model_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_model_folder(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], heads: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a folder that AutoModel loads; each file appears whole or not at all, the weights last.
 
     Args:
         folder: made if missing.
         config: the content of config.json.
         tensors: CPU tensors by name, no two overlapping in memory.
+        heads: further tensors by our own names, for ``read_heads``; no file where there are none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     replace_file(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    if heads:
+        own = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in heads.items()}
+        replace_file(folder / HEADS, lambda path: save_file(own, path))
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     replace_file(folder / WEIGHTS, lambda path: save_file(contiguous, path, metadata={"format": "pt"}))
     sync_to_disk(folder)
@@ -49,6 +57,12 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = read_json(folder / "config.json")
     weights = find_weights(folder)
     return config, read_safetensors(weights) if weights.name == WEIGHTS else read_sharded(folder)
+
+
+def read_heads(folder: Path) -> dict[str, Tensor]:
+    """The heads that no class of transformers has, by our names; empty where the folder has none."""
+    path = folder / HEADS
+    return {name: tensor.float() for name, tensor in read_safetensors(path).items()} if path.is_file() else {}
 
 
 def find_weights(folder: Path) -> Path:

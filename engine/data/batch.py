@@ -21,7 +21,7 @@ class Targets:
 
     Attributes:
         index: [M] int64, positions in the packed batch (sequences for sequence-level targets).
-        labels: [M], what stands there: int64 token ids or classes.
+        labels: [M], what stands there: int64 token ids or classes; of some tasks floats, or [M, ...].
     """
 
     index: Tensor
@@ -61,12 +61,18 @@ class PackedBatch:
 
     def each(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
         """The same batch with a function's result for each of its tensors."""
+        prefixes = self.layout.prefix_lengths
+        layout = replace(
+            self.layout,
+            cu_seqlens=function(self.layout.cu_seqlens),
+            prefix_lengths=None if prefixes is None else function(prefixes),
+        )
         return replace(
             self,
             tokens=function(self.tokens),
             positions=function(self.positions),
             segments=None if self.segments is None else function(self.segments),
-            layout=replace(self.layout, cu_seqlens=function(self.layout.cu_seqlens)),
+            layout=layout,
             targets={name: Targets(function(t.index), function(t.labels)) for name, t in self.targets.items()},
         )
 

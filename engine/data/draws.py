@@ -19,6 +19,12 @@ class Draw(IntEnum):
     OTHER_TEXT = 7
     WINDOW_DIRECTIONS = 8
     SOURCES = 9
+    DEV_SPLIT = 10
+    ADAPTERS = 11
+    FOLDS = 12
+    TOKENS = 13
+    WORDS = 14
+    TASKS = 15
 
 
 def stable_seed(*parts: int) -> int:

@@ -40,12 +40,14 @@ def filled(batch: PackedBatch, most_tokens: int | None = None, longest: int | No
     num_tokens, lengths = batch.num_tokens, batch.layout.lengths
     size = coarse(num_tokens) if most_tokens is None else max(num_tokens, most_tokens)
     boundaries, longest_here = batch.layout.cu_seqlens, max(lengths, default=0)
+    prefixes = batch.layout.prefix_lengths
     num_boundaries = power_of_two(len(lengths)) + 1
     layout = PackedLayout(
         F.pad(boundaries, (0, num_boundaries - len(boundaries)), value=num_tokens),
         lengths,
         num_filler=size - num_tokens,
         bound=power_of_two(longest_here) if longest is None else max(longest, longest_here),
+        prefix_lengths=None if prefixes is None else F.pad(prefixes, (0, num_boundaries - len(boundaries))),
     )
 
     def pad(tensor: Tensor) -> Tensor:
@@ -62,11 +64,12 @@ def filled(batch: PackedBatch, most_tokens: int | None = None, longest: int | No
 
 
 def _filled_targets(targets: Targets) -> Targets:
-    """[M] to [M']; without any of its own, the filler names the first element."""
+    """[M] to [M'], labels of further dimensions too; without any of its own, the filler names the first element."""
     own = targets.index
     more = coarse(len(own)) - len(own)
     repeated = own[torch.arange(more) % len(own)] if len(own) else own.new_zeros(more)
-    return Targets(torch.cat([own, repeated]), F.pad(targets.labels, (0, more), value=IGNORE_INDEX))
+    sides = (0, 0) * (targets.labels.dim() - 1) + (0, more)  # F.pad counts from the last dimension
+    return Targets(torch.cat([own, repeated]), F.pad(targets.labels, sides, value=IGNORE_INDEX))
 
 
 def coarse(size: int) -> int:

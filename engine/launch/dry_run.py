@@ -29,6 +29,7 @@ from engine.plan.rows import estimated_rows
 from engine.train.distributed import describe_device, global_rank, local_rank, world_size
 from engine.train.resolve import Resolved, default_tree, resolve, resolved_tree
 from engine.train.run import device_to_check, look_into
+from engine.train.selection import Selection
 from engine.train.sinks import require_login
 from engine.train.timeline import StepSettings, Timeline
 from preprocess.manifest import Manifest
@@ -60,7 +61,13 @@ def tell(plan: Callable[[], str]) -> None:
         print(plan(), end="", flush=True)
 
 
-def folder_state(train: TrainConfig, tree: dict[str, Any], defaults: dict[str, Any], steps: int) -> str:
+def folder_state(
+    train: TrainConfig,
+    tree: dict[str, Any],
+    defaults: dict[str, Any],
+    steps: int,
+    selection: Selection | None = None,
+) -> str:
     """What a start would find in its run folder, in words.
 
     Raises:
@@ -69,7 +76,7 @@ def folder_state(train: TrainConfig, tree: dict[str, Any], defaults: dict[str, A
     problems: list[str] = []
     collect(problems, lambda: require_login(train.wandb))
     path, run = train.output, RunFolder(train.output)
-    resuming = collect(problems, lambda: (look_into(run, tree, defaults, steps),))
+    resuming = collect(problems, lambda: (look_into(run, tree, defaults, steps, selection),))
     if train.evaluate_with is not None:
         plan = read_plan(train.evaluate_with)
         collect(problems, DownstreamRuns(run, plan, steps).refuse_other_settings)

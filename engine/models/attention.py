@@ -52,7 +52,8 @@ def attend(
     Args:
         qkv: [N, 3, H, K], any device and floating dtype.
         layout: sequence boundaries; tokens behind the last one are filler.
-        causal: whether a token sees only itself and those before it.
+        causal: whether a token sees only itself and those before it; ``layout.prefix_lengths`` decides instead where
+            they are given.
         dropout: probability of dropping an attention weight.
         seed: of our kernels' mask, [1] int64; libraries draw by torch's generator.
         site: number of the call in the model.
@@ -60,12 +61,16 @@ def attend(
     Returns:
         [N, H, K], same dtype; zero for filler.
     """
+    if layout.cache is not None:
+        return layout.cache.attend(qkv, layout, causal, site)
     if uses_operator(qkv.device, qkv.dtype, qkv.shape[3], layout.max_length, dropout):
-        mask, heads = "causal" if causal else "full", qkv.shape[2]
-        longest = max(1, layout.max_length)
+        prefix = layout.prefix_lengths
+        mask = "prefix" if prefix is not None else "causal" if causal else "full"
+        heads, longest = qkv.shape[2], max(1, layout.max_length)
         return packed_attention(
-            qkv.flatten(1, 2), layout.cu_seqlens, heads, longest, mask=mask, dropout=dropout, seed=seed, site=site
-        )
+            qkv.flatten(1, 2), layout.cu_seqlens, heads, longest, mask=mask, prefix_lengths=prefix, dropout=dropout,
+            seed=seed, site=site,
+        )  # fmt: skip
     return libraries.attend(qkv, layout, causal, dropout)
 
 

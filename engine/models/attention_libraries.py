@@ -32,6 +32,8 @@ def attend(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float) -> T
 
 
 def _choose(qkv: Tensor, layout: PackedLayout, dropout: float) -> Callable[[Tensor, PackedLayout, bool, float], Tensor]:
+    if layout.prefix_lengths is not None:  # flash kernels have no such mask
+        return prefix_attention
     return FUNCTIONS[name_of(qkv.device, qkv.dtype, qkv.shape[3], layout.max_length, dropout)]
 
 
@@ -54,7 +56,9 @@ def name_of(device: torch.device, dtype: torch.dtype, head_size: int, longest: i
     return VARLEN if torch_fits else BY_RUNS
 
 
-def run_attention(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float = 0.0) -> Tensor:
+def run_attention(
+    qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float = 0.0, attend: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Attend in one call of torch for each run of equally long sequences.
 
     Args:
@@ -62,17 +66,46 @@ def run_attention(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: floa
         layout: sequence boundaries, R tokens in all.
         causal: whether a token sees only itself and those before it.
         dropout: probability of dropping an attention weight, by torch's generator.
+        attend: to one run, called as scaled_dot_product_attention; None: the faster of that and matmul_attention.
 
     Returns:
         [R, H, K], same dtype.
     """
-    attend = matmul_attention if matmul_fits(qkv, layout) else F.scaled_dot_product_attention
+    if attend is None:
+        attend = matmul_attention if matmul_fits(qkv, layout) else F.scaled_dot_product_attention
     contexts = []
     # One split and one cat: the gradient of R slices would fill R tensors of the whole batch.
     for (num, length), run in zip(layout.runs, qkv.split([num * length for num, length in layout.runs]), strict=True):
         query, key, value = run.unflatten(0, (num, length)).permute(2, 0, 3, 1, 4)  # [3, n, H, L, K]
         context = attend(query, key, value, dropout_p=dropout, is_causal=causal)
         contexts.append(context.transpose(1, 2).flatten(0, 1))  # [n, H, L, K] -> [n * L, H, K]
+    return torch.cat(contexts) if len(contexts) > 1 else contexts[0]
+
+
+def prefix_attention(qkv: Tensor, layout: PackedLayout, causal: bool, dropout: float = 0.0) -> Tensor:
+    """Attend by torch with prefix masks, in one call for each run: [R, 3, H, K] to [R, H, K].
+
+    Args:
+        qkv: of the real tokens, any device and floating dtype.
+        layout: with prefix_lengths.
+        causal: not looked at, the mask is that of the prefixes.
+        dropout: probability of dropping an attention weight, by torch's generator.
+    """
+    assert layout.prefix_lengths is not None
+    numbers = [number for number, length in enumerate(layout.lengths) if length]
+    prefixes = layout.prefix_lengths[: len(layout.lengths)]
+    if len(numbers) < len(layout.lengths):
+        prefixes = torch.cat([prefixes[number : number + 1] for number in numbers])
+    sizes = [num * length for num, length in layout.runs]
+    contexts, first = [], 0
+    for (num, length), run in zip(layout.runs, qkv.split(sizes), strict=True):
+        query, key, value = run.unflatten(0, (num, length)).permute(2, 0, 3, 1, 4)  # [3, n, H, L, K]
+        places = torch.arange(length, device=qkv.device)
+        before = places[None, :] <= places[:, None]  # [L, L]: keys that a causal model sees
+        mask = before | (places < prefixes[first : first + num, None, None])  # [n, L, L]
+        context = F.scaled_dot_product_attention(query, key, value, mask[:, None], dropout_p=dropout)
+        contexts.append(context.transpose(1, 2).flatten(0, 1))  # [n, H, L, K] -> [n * L, H, K]
+        first += num
     return torch.cat(contexts) if len(contexts) > 1 else contexts[0]
 
 

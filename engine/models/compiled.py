@@ -24,6 +24,7 @@ def compile_layers(model: Model) -> None:
     be begun with it and go on without. At ZeRO stage 3 the calls that gather the weights cut the code into small
     pieces, and little is gained.
     """
+    model.encoder.compiled = True
     for module in model.encoder.modules():
         if isinstance(module, Attention):
             module.attend = _attend_outside(module.attend)

@@ -10,6 +10,7 @@ from engine.config.arch import ArchConfig, padded_vocab_size
 from engine.models.dropout import dropout
 from engine.models.layers import ActivatedLinear, LayerNorm, Linear
 from engine.models.layout import PackedLayout
+from engine.models.pooling import pool
 from kernels.cross_entropy import linear_cross_entropy
 
 # N tokens in the packed batch, M of them predicted, S sequences, D hidden_size, Vp padded vocabulary
@@ -65,15 +66,22 @@ class SentencePairHead(nn.Module):
         return self.classifier(torch.tanh(self.pooler(first)))
 
 
+def usual_pooling(arch: ArchConfig) -> str:
+    """Where a sequence's class is read from: the last token where causal (GPT-2), else the first (BERT)."""
+    return "last" if arch.causal else "first"
+
+
 class SequenceClassificationHead(nn.Module):
     """A class for each sequence: from its first token by a pooler (BERT), from its last where causal (GPT-2).
 
-    The pooler of a pre-norm encoder has dropout before it too, as transformers' RobertaPreLayerNorm.
+    The pooler of a pre-norm encoder has dropout before it too, as transformers' RobertaPreLayerNorm. ``pooling`` (see
+    ``engine.models.pooling``) takes another vector of the sequence in place of the usual token's.
     """
 
-    def __init__(self, arch: ArchConfig, num_labels: int) -> None:
+    def __init__(self, arch: ArchConfig, num_labels: int, pooling: str | None = None) -> None:
         super().__init__()
         self.causal = arch.causal
+        self.pooling = pooling or usual_pooling(arch)
         self.dropout = arch.hidden_dropout
         self.first_dropout = arch.hidden_dropout if arch.norm_position == "pre" else 0.0
         if arch.causal:
@@ -84,11 +92,36 @@ class SequenceClassificationHead(nn.Module):
 
     def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """Classify sequences: hidden [N, D] to logits [S, num_labels]; those of empty sequences mean nothing."""
+        vectors = pool(hidden, layout, self.pooling)  # [S, D]
         if self.causal:
-            return self.score(hidden[layout.cu_seqlens[1:] - 1])
-        first = layout.cu_seqlens[:-1].clamp(max=hidden.shape[0] - 1)  # an empty sequence at the end begins at N
-        pooled = torch.tanh(self.pooler(dropout(hidden[first], self.first_dropout, self.training)))  # [S, D]
+            return self.score(vectors)
+        pooled = torch.tanh(self.pooler(dropout(vectors, self.first_dropout, self.training)))  # [S, D]
         return self.classifier(dropout(pooled, self.dropout, self.training))
+
+
+class TokenClassificationHead(nn.Module):
+    """A class for each token, as transformers' ForTokenClassification."""
+
+    def __init__(self, arch: ArchConfig, num_labels: int) -> None:
+        super().__init__()
+        self.dropout = arch.hidden_dropout
+        self.classifier = Linear(arch.hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Classify tokens: hidden [M, D] to logits [M, num_labels]."""
+        return self.classifier(dropout(hidden, self.dropout, self.training))
+
+
+class SpanHead(nn.Module):
+    """Where an answer begins and ends, as transformers' ForQuestionAnswering (arXiv:1810.04805, section 4.2)."""
+
+    def __init__(self, arch: ArchConfig) -> None:
+        super().__init__()
+        self.outputs = Linear(arch.hidden_size, 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Score tokens as the first and as the last of the answer: hidden [N, D] to logits [N, 2]."""
+        return self.outputs(hidden)
 
 
 def decode(

@@ -21,7 +21,20 @@ APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 class Linear(nn.Linear):
-    """torch's linear map, zero until ``init_weights`` fills it: building a model draws no random numbers."""
+    """torch's linear map, zero until ``init_weights`` fills it: building a model draws no random numbers.
+
+    Attributes:
+        adapter: adds to what the map computes, where one was put there (``engine.models.lora``); None at first.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.adapter: nn.Module | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        mapped = F.linear(hidden, self.weight, self.bias)
+        return mapped if self.adapter is None else mapped + self.adapter(hidden)
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -42,7 +55,10 @@ class ActivatedLinear(Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         if uses_kernel(BIAS_GELU, hidden.device, self.out_features):
-            return bias_gelu(F.linear(hidden, self.weight), self.bias, APPROXIMATE[self.activation])
+            mapped = F.linear(hidden, self.weight)
+            if self.adapter is not None:
+                mapped = mapped + self.adapter(hidden)
+            return bias_gelu(mapped, self.bias, APPROXIMATE[self.activation])
         return ACTIVATION_FUNCTIONS[self.activation](super().forward(hidden))
 
 

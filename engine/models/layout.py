@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class AttentionCache(Protocol):
+    """Keeps the keys and values of tokens that went through a model before (``engine.models.cache``)."""
+
+    def attend(self, qkv: Tensor, layout: PackedLayout, causal: bool, site: int) -> Tensor:
+        """Attend to what was kept and to new tokens, and keep these: [N, 3, H, K] to [N, H, K]."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +33,18 @@ class PackedLayout:
         lengths: tokens of each sequence as host integers, so that no step waits for the device; filler has none here.
         num_filler: tokens behind the last sequence.
         bound: of the lengths, the same for all batches of a stage; None where shapes are not fixed.
+        prefix_lengths: [S] int32 beside ``cu_seqlens``: how many first tokens of each sequence all its tokens see, and
+            each of the others only itself and those behind it (prefix masking, Dong et al. 2019,
+            arXiv:1905.03197, section 2.4); None: the model's own mask. 0 for filler.
+        cache: of keys and values, where text is generated token by token.
     """
 
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
     num_filler: int = 0
     bound: int | None = None
+    prefix_lengths: Tensor | None = None
+    cache: AttentionCache | None = None
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> PackedLayout:

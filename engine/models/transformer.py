@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +28,7 @@ class Transformer(nn.Module):
     Attributes:
         checkpoint_layers: keep only the input of each layer for the backward pass, and compute the rest again there,
             with the same dropout (activation checkpointing, Chen et al. 2016, arXiv:1604.06174). False at first.
+        perturb: called with the vectors that enter the first layer and their layout, returns what enters it instead.
     """
 
     def __init__(self, arch: ArchConfig) -> None:
@@ -35,6 +38,8 @@ class Transformer(nn.Module):
         self.final_norm = LayerNorm(arch.hidden_size, arch.norm_eps) if arch.norm_position == "pre" else None
         self.drops = arch.hidden_dropout > 0.0 or arch.attention_dropout > 0.0
         self.checkpoint_layers = False
+        self.compiled = False
+        self.perturb: Callable[[Tensor, PackedLayout], Tensor] | None = None
 
     def forward(self, tokens: Tensor, positions: Tensor, segments: Tensor | None, layout: PackedLayout) -> Tensor:
         """Encode a packed batch.
@@ -50,6 +55,8 @@ class Transformer(nn.Module):
         """
         seed = draw_seed(tokens.device) if self.training and self.drops else None
         hidden = self.embeddings(tokens, positions, segments, seed)  # [N, D]
+        if self.perturb is not None:
+            hidden = self.perturb(hidden, layout)
         for index, layer in enumerate(self.layers):
             site = 1 + SITES_OF_A_LAYER * index  # 0 is that of the embeddings
             if self.checkpoint_layers and self.training:

@@ -101,22 +101,25 @@ def cross_entropy_term(logits: Tensor, labels: Tensor, count: int, with_accuracy
     return LossTerm(loss_sum, count, correct=correct)
 
 
-def token_term(model: Model, name: str, hidden: Tensor, batch: PackedBatch, with_accuracy: bool) -> LossTerm:
+def token_term(
+    model: Model, name: str, hidden: Tensor, batch: PackedBatch, with_accuracy: bool, head: str | None = None
+) -> LossTerm:
     """The loss of a batch's tokens that a head predicts.
 
     Args:
         model: whose head it is.
-        name: of the head and its targets.
+        name: of the targets, and of the head where that is not given.
         hidden: [N, D], the hidden states of the batch.
         batch: with targets.
         with_accuracy: count the tokens that are predicted right.
+        head: that predicts them.
     """
     target, count = batch.targets[name], batch.counts[name]
-    hidden = hidden[target.index]  # [M, D]
+    hidden, head = hidden[target.index], head or name  # [M, D]
     if not uses_kernel(LINEAR_CROSS_ENTROPY, hidden.device):
-        logits = model.heads[name](hidden, model.word_embedding)  # [M, Vp]
+        logits = model.heads[head](hidden, model.word_embedding)  # [M, Vp]
         return cross_entropy_term(logits, target.labels, count, with_accuracy)
-    loss_sum, correct = model.heads[name](hidden, model.word_embedding, target.labels, with_accuracy)
+    loss_sum, correct = model.heads[head](hidden, model.word_embedding, target.labels, with_accuracy)
     return LossTerm(loss_sum, count, correct=correct)
 
 

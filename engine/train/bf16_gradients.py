@@ -19,6 +19,7 @@ def collect_in_one_pass(wrapper: Any) -> None:
 
     @torch.no_grad()
     def update(parameter: nn.Parameter, group: int, index: int, clear_lp_grads: bool) -> None:
+        """Write the first gradient of a step into the fp32 one of its parameter, add the later ones."""
         if parameter.grad is None:
             return
         total: Tensor = wrapper.fp32_groups_gradients[group][index]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 from engine.config.arch import ArchConfig
-from engine.convert.configs import pad_id_of, read_json
+from engine.convert.configs import CHOICE_HEAD, SEQUENCE_HEADS, pad_id_of, read_json
 from engine.convert.huggingface import arch_from_huggingface, from_huggingface
-from engine.convert.model_folder import find_weights, read_model_folder
+from engine.convert.model_folder import find_weights, read_heads, read_model_folder
 from engine.models.model import Model
 from engine.train.metrics import say
 from preprocess.tokenizer import load_tokenizer
@@ -53,7 +54,13 @@ def check_initial_weights(arch: ArchConfig, folder: Path, tokenizer_digest: str)
 
 
 @torch.no_grad()
-def load_initial_weights(model: Model, arch: ArchConfig, folder: Path, without: Collection[str] = ()) -> None:
+def load_initial_weights(
+    model: Model,
+    arch: ArchConfig,
+    folder: Path,
+    without: Collection[str] = (),
+    named_otherwise: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Copy the weights of a Hugging Face folder into a model; heads that it lacks keep their first weights.
 
     Args:
@@ -61,12 +68,18 @@ def load_initial_weights(model: Model, arch: ArchConfig, folder: Path, without: 
         arch: the run's architecture.
         folder: of the same architecture.
         without: names of parameters that keep their first weights, whatever the folder holds.
+        named_otherwise: names of parameters that the folder lacks -> what it calls weights that serve for them.
 
     Raises:
         ValueError: if the folder has no readable weights of this architecture.
     """
     config, tensors = read_model_folder(folder)
-    weights = from_huggingface(tensors, arch, pad_id_of(config))
+    alone = next(iter(model.heads), "") if len(model.heads) == 1 else ""
+    head = alone if alone in (*SEQUENCE_HEADS, CHOICE_HEAD) else SEQUENCE_HEADS[0]
+    weights = from_huggingface(tensors, arch, pad_id_of(config), head) | read_heads(folder)
+    weights |= {
+        ours: weights[name] for ours, name in named_otherwise.items() if name in weights and ours not in weights
+    }
     parameters = dict(model.named_parameters())
     for name, tensor in weights.items():
         if name in parameters and name not in without:

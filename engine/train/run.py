@@ -50,6 +50,7 @@ from engine.train.distributed import (
 from engine.train.evaluate import Runner
 from engine.train.metrics import say
 from engine.train.model_card import CARD, DataPart, figures_until, model_card
+from engine.train.selection import Selection, return_to_best
 from engine.train.signals import StopRequest
 from engine.train.sinks import require_login
 from engine.train.timeline import StepSettings, Timeline
@@ -81,10 +82,13 @@ class RunParts:
         num_samples: training samples of an epoch, at the first step.
         evaluator: figures of an evaluation line after a step; None without held-out data.
         progress: figures of each log line that follow from the number of steps taken.
-        conclude: called by all ranks after the last step, before the run counts as finished.
+        conclude: called by all ranks after the last step, before the run counts as finished, with the step whose
+            weights are in place.
         data: what is learned from, for the model card.
         profile: whether to write a trace of some steps.
         downstream: which checkpoints are fine-tuned, on what, as rank 0 knows it; None where none are.
+        selection: what evaluations decide: when the run ends, which checkpoint is its result; None: nothing.
+        restored: called by all ranks with the folder of the checkpoint that the run goes on from.
     """
 
     train: TrainConfig
@@ -101,10 +105,12 @@ class RunParts:
     num_samples: int
     evaluator: Callable[[Runner, StepSettings], dict[str, float]] | None = None
     progress: Callable[[int], Mapping[str, int]] | None = None
-    conclude: Callable[[Runner], None] | None = None
+    conclude: Callable[[Runner, int], None] | None = None
     data: Sequence[DataPart] = ()
     profile: bool = False
     downstream: DownstreamPlan | None = None
+    selection: Selection | None = None
+    restored: Callable[[Path], None] | None = None
 
 
 def run_training(parts: RunParts) -> RunFolder:
@@ -119,6 +125,8 @@ def run_training(parts: RunParts) -> RunFolder:
         RankLostError: if another rank is gone, frozen or hung.
     """
     run = RunFolder(parts.train.output)
+    if (selection := parts.selection) is not None and selection.keep_best:
+        run.spared = lambda: selection.best(run.metrics, run.steps())
     with Watchdog(parts.train.rank_timeout) as watchdog:
         resuming = from_rank_zero(lambda: _enter(run, parts))
         if resuming is None:
@@ -135,15 +143,20 @@ def run_training(parts: RunParts) -> RunFolder:
         folder, manifest = _first_checkpoint(parts, model, writer, resuming)
         engine = _engine(parts, model, optimizer)
         restore(engine.deepspeed, model, folder, manifest)
+        if parts.restored is not None:
+            parts.restored(folder)
         if resuming:
             say(f"going on from step {manifest.step} of {parts.timeline.steps} ({folder})")
-        _train(parts, engine, writer, TrainerState.from_manifest(manifest), watchdog)
+        state = TrainerState.from_manifest(manifest)
+        _train(parts, engine, writer, state, watchdog)
+        step = return_to_best(run, engine, state.step)
         if parts.conclude is not None:
-            parts.conclude(engine)
+            parts.conclude(engine, step)
         barrier()
         if global_rank() == 0:
+            run.link_model(step)
             run.finish()
-    say(f"finished: {run.model} is the model of step {parts.timeline.steps}")
+    say(f"finished: {run.model} is the model of step {step}")
     return run
 
 
@@ -246,6 +259,7 @@ def _train(
             evaluate=None if evaluator is None else lambda step: evaluator(engine, step),
             profile=parts.profile,
             downstream=downstream,
+            selection=parts.selection,
         ),
         state,
     )
@@ -274,13 +288,20 @@ def _enter(run: RunFolder, parts: RunParts) -> bool | None:
     """
     require_login(parts.train.wandb)
     steps = parts.timeline.steps
-    resuming = look_into(run, parts.resolved, parts.defaults, steps)
+    resuming = look_into(run, parts.resolved, parts.defaults, steps, parts.selection)
     if resuming is not None:
         run.claim()
         # until now another run may have been at work there
-        resuming = look_into(run, parts.resolved, parts.defaults, steps)
+        resuming = look_into(run, parts.resolved, parts.defaults, steps, parts.selection)
     if resuming is None:
-        say(f"{run.path} is finished at step {run.steps()[-1]}; a larger --train.steps goes on from there")
+        newest = run.steps()[-1]
+        if newest < steps:
+            say(
+                f"{run.path} ended early at step {newest} of {steps}: its evaluations became no better; a larger "
+                "--train.early_stopping, or 0, goes on from there"
+            )
+        else:
+            say(f"{run.path} is finished at step {newest}; a larger --train.steps goes on from there")
         return None
     if not resuming:
         run.write_config(parts.resolved)
@@ -288,7 +309,13 @@ def _enter(run: RunFolder, parts: RunParts) -> bool | None:
     return resuming
 
 
-def look_into(run: RunFolder, resolved: dict[str, Any], defaults: dict[str, Any], steps: int) -> bool | None:
+def look_into(
+    run: RunFolder,
+    resolved: dict[str, Any],
+    defaults: dict[str, Any],
+    steps: int,
+    selection: Selection | None = None,
+) -> bool | None:
     """Whether the folder holds this run, or None where the run in it is finished; changes nothing.
 
     Raises:
@@ -300,6 +327,8 @@ def look_into(run: RunFolder, resolved: dict[str, Any], defaults: dict[str, Any]
             raise ValueError(f"{run.path} is at step {newest} already, beyond train.steps ({steps})")
         if run.is_finished():
             return None
+    if resuming and run.is_finished() and selection is not None and selection.is_over(run.metrics):
+        return None
     return resuming
 
 

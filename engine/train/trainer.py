@@ -32,6 +32,7 @@ from engine.train.flops import batch_flops, peak_flops
 from engine.train.lagging import LaggingFlag
 from engine.train.metrics import MetricsLog, Window, memory_bytes, say
 from engine.train.profiling import StepProfiler, part, profiled
+from engine.train.selection import Selection
 from engine.train.signals import StopRequest
 from engine.train.timeline import StepSettings, Timeline
 from engine.train.watchdog import Watchdog
@@ -74,6 +75,7 @@ class TrainerParts:
         evaluate: figures for an evaluation line after a step, called by all ranks; None without held-out data.
         profile: whether to write a trace of some steps.
         downstream: fine-tunings of checkpoints, on rank 0; None where there are none.
+        selection: what evaluations decide; None: nothing.
     """
 
     config: TrainConfig
@@ -89,6 +91,7 @@ class TrainerParts:
     evaluate: Callable[[StepSettings], dict[str, float]] | None = None
     profile: bool = False
     downstream: DownstreamRuns | None = None
+    selection: Selection | None = None
 
 
 class Trainer:
@@ -105,15 +108,17 @@ class Trainer:
         self._before: tuple[StepBatches, list[Tensor]] | None = None  # the last step and its losses
         self._log: MetricsLog | None = None
         self._profile: StepProfiler | None = None
+        self._over = False  # whether evaluations ended the run before its last step
 
     def train(self) -> None:
-        """Train to the timeline's end; returns when the last checkpoint is on disk.
+        """Train to the timeline's end, or until evaluations end the run; returns when the last checkpoint is on disk.
 
         Raises:
             RunStopped: after saving, if a signal asked for it.
             ValueError: if the loss is not finite, too many steps were skipped, or a checkpoint could not be written.
         """
         parts, state = self.parts, self.state
+        self._over, _ = self._judge()
         self._log = MetricsLog(parts.writer.run.metrics, parts.config, parts.timeline.steps, state.step)
         batches = Prefetcher(
             parts.source, parts.timeline, state.step, global_rank(), world_size(), self._fills, self._device
@@ -122,7 +127,7 @@ class Trainer:
             self._profile = self._profiler()
             with profiled(self._profile) as step_ended:
                 self._window = Window()
-                while state.step < parts.timeline.steps:
+                while state.step < parts.timeline.steps and not self._over:
                     with part("data"):
                         work = next(batches)
                     self._take_step(work)
@@ -183,12 +188,25 @@ class Trainer:
             self._log_window()
         if self.parts.evaluate and (last or (config.eval_every and step % config.eval_every == 0)):
             self._log_evaluation(self.parts.evaluate)
-        if last or stopping or (config.save_every and step % config.save_every == 0):
+            self._over, best = self._judge()
+        else:
+            best = False
+        if last or stopping or self._over or best or (config.save_every and step % config.save_every == 0):
             self._save()
         if stopping:
             self.parts.writer.wait()
             reasons = [reason for reason in gather_objects(self.parts.stop.requested) if reason]
             raise RunStopped(reasons[0], step)
+
+    def _judge(self) -> tuple[bool, bool]:
+        """What the evaluations so far decide: whether the run is over, and whether this step is one to keep."""
+        selection, run, step = self.parts.selection, self.parts.writer.run, self.state.step
+        if selection is None:
+            return False, False
+        over, best = from_rank_zero(lambda: (selection.is_over(run.metrics), selection.best(run.metrics)))
+        if over:
+            say(f"{selection.figure} was best at step {best}, {selection.patience} evaluations before: the run ends")
+        return over, selection.keep_best and best == step
 
     def _take_step(self, work: StepBatches) -> None:
         """One optimizer step over the micro-batches of this rank."""

@@ -52,6 +52,7 @@ def _unfused_step(wrapper: Any, optimizer: torch.optim.Optimizer, lags: bool) ->
 
     @torch.no_grad()
     def step() -> bool:
+        """Step on fp32 gradients and round the weights; skip it, and say so, where asking finds the norm not finite."""
         masters = [parameter for group in wrapper.fp32_groups for parameter in group]
         weights = [parameter for group in wrapper.fp16_groups for parameter in group]
         for master, weight in zip(masters, weights, strict=True):
@@ -78,6 +79,7 @@ def _bf16_step(wrapper: Any, optimizer: torch.optim.Optimizer, lags: bool) -> Ca
 
     @torch.no_grad()
     def step() -> None:
+        """Step on the gradients of this rank's partition, or clear them where asking finds the norm not finite."""
         wrapper._global_grad_norm = norm = total_norm(wrapper.get_grads_for_norm()[0])
         wrapper.overflow = not lags and not is_finite(norm)
         if wrapper.overflow:

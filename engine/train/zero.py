@@ -102,7 +102,7 @@ class ZeroEngine:
         replicated = is_replicated(self.deepspeed)
         self._scaling = LossScaling(self.deepspeed) if settings.precision == "fp16" else None
         if settings.stage == 3:
-            _register_outside_reads(model, self.device)
+            _register_outside_reads(step, self.device)
         if settings.fp32_gradients:
             _accumulate_in_fp32(model)
         if self._ranks == 1 and (replicated or layout_of(self.deepspeed) == BF16):
@@ -256,10 +256,18 @@ def _divide_weights(module: nn.Module, settings: DeepSpeedSettings) -> None:
         buffer.data = buffer.data.to(get_accelerator().current_device_name())
 
 
-def _register_outside_reads(model: Model, device: torch.device) -> None:
-    """Tell stage 3 of the weights that a module reads and does not own, so that it gathers them in time."""
+def _register_outside_reads(step: TrainingStep, device: torch.device) -> None:
+    """Tell stage 3 of the weights that a module reads and does not own, so that it gathers them in time.
+
+    Where a model has several heads, a step that does not use one gives its weights gradients of zero; at stage 3 they
+    must be whole for that, or the gradients of an earlier step would count once more.
+    """
     from deepspeed.runtime.zero import register_external_parameter
 
+    model = step.model
+    if len(model.heads) > 1:
+        for weight in model.heads.parameters():
+            register_external_parameter(step, weight)
     for head in model.heads.values():
         if "word_embedding" in inspect.signature(head.forward).parameters:
             register_external_parameter(head, model.word_embedding)

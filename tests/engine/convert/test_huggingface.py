@@ -15,7 +15,13 @@ from engine.convert.configs import pad_id_of
 from engine.convert.huggingface import arch_from_huggingface, from_huggingface, huggingface_class, to_huggingface
 from engine.convert.model_folder import read_model_folder, write_model_folder
 from engine.models import dropout, embeddings, heads, layers, transformer
-from engine.models.heads import CausalLMHead, MaskedLMHead, SequenceClassificationHead
+from engine.models.heads import (
+    CausalLMHead,
+    MaskedLMHead,
+    SequenceClassificationHead,
+    SpanHead,
+    TokenClassificationHead,
+)
 from engine.models.layout import PackedLayout
 from engine.models.model import Model, build_model
 
@@ -49,21 +55,32 @@ HEADS: dict[str, Any] = {
     "mlm": MaskedLMHead,
     "lm": CausalLMHead,
     "classification": lambda arch: SequenceClassificationHead(arch, len(LABELS)),
+    "token_classification": lambda arch: TokenClassificationHead(arch, len(LABELS)),
+    "question_answering": SpanHead,
 }
+OF_CLASSES = ("classification", "token_classification")
 CASES = [
     pytest.param(BERT, "mlm", id="bert-mlm"),
     pytest.param(BERT, "classification", id="bert-classification"),
+    pytest.param(BERT, "token_classification", id="bert-tokens"),
+    pytest.param(BERT, "question_answering", id="bert-spans"),
     pytest.param(dataclasses.replace(BERT, activation="gelu_tanh", num_segments=1), "mlm", id="bert-tanh-one-segment"),
     pytest.param(PRE_NORM, "mlm", id="pre-norm-mlm"),
     pytest.param(PRE_NORM, "classification", id="pre-norm-classification"),
+    pytest.param(PRE_NORM, "token_classification", id="pre-norm-tokens"),
+    pytest.param(PRE_NORM, "question_answering", id="pre-norm-spans"),
     pytest.param(GPT2, "lm", id="gpt2-lm"),
     pytest.param(GPT2, "classification", id="gpt2-classification"),
+    pytest.param(GPT2, "token_classification", id="gpt2-tokens"),
+    pytest.param(GPT2, "question_answering", id="gpt2-spans"),
     pytest.param(dataclasses.replace(GPT2, activation="gelu", intermediate_size=144), "lm", id="gpt2-erf"),
 ]
 AUTO_CLASSES = {
     "mlm": "AutoModelForMaskedLM",
     "lm": "AutoModelForCausalLM",
     "classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
 }
 
 
@@ -89,7 +106,8 @@ def build_ours(arch: ArchConfig, head: str | None) -> Model:
 def build_theirs(arch: ArchConfig, head: str | None) -> Any:
     """A transformers model from transformers' own arguments, not from our config.json."""
     activation = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[arch.activation]
-    common = {"vocab_size": arch.vocab_size, "pad_token_id": PAD, "num_labels": len(LABELS)}
+    num_labels = 2 if head == "question_answering" else len(LABELS)
+    common = {"vocab_size": arch.vocab_size, "pad_token_id": PAD, "num_labels": num_labels}
     if arch.causal:
         config = transformers.GPT2Config(
             **common,
@@ -103,6 +121,7 @@ def build_theirs(arch: ArchConfig, head: str | None) -> Any:
             resid_pdrop=arch.hidden_dropout,
             embd_pdrop=arch.hidden_dropout,
             attn_pdrop=0.0,
+            classifier_dropout=arch.hidden_dropout,
             bos_token_id=2,
             eos_token_id=3,
         )
@@ -154,6 +173,8 @@ def our_outputs(model: Model, head: str | None, batch: tuple[Any, ...]) -> tuple
         return hidden, None
     if head == "classification":
         return hidden, model.heads[head](hidden, batch[3])
+    if head in ("token_classification", "question_answering"):
+        return hidden, model.heads[head](hidden)
     return hidden, model.heads[head](hidden, model.word_embedding)[:, : BERT.vocab_size]
 
 
@@ -163,6 +184,8 @@ def their_outputs(model: Any, head: str | None, batch: dict[str, Tensor]) -> tup
     hidden = outputs.hidden_states[-1][real]
     if head is None:
         return hidden, None
+    if head == "question_answering":
+        return hidden, torch.stack([outputs.start_logits, outputs.end_logits], -1)[real]
     return hidden, outputs.logits if head == "classification" else outputs.logits[real]
 
 
@@ -206,7 +229,7 @@ def test_their_folder_becomes_our_model(arch: ArchConfig, head: str, tmp_path: P
 @pytest.mark.parametrize(("arch", "head"), CASES)
 def test_our_folder_loads_in_their_classes(arch: ArchConfig, head: str, tmp_path: Path) -> None:
     ours = build_ours(arch, head)
-    labels = LABELS if head == "classification" else None
+    labels = LABELS if head in OF_CLASSES else None
     config, tensors = to_huggingface(ours.state_dict(), arch, [head], SPECIAL_IDS, labels)
     assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors.values())
     write_model_folder(tmp_path / "model", config, tensors)
@@ -216,10 +239,10 @@ def test_our_folder_loads_in_their_classes(arch: ArchConfig, head: str, tmp_path
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.dtype == torch.float32
     assert (theirs.config.pad_token_id, theirs.config.bos_token_id, theirs.config.eos_token_id) == (0, 2, 3)
-    if head == "classification":
+    if head in OF_CLASSES:
         assert theirs.config.num_labels == len(LABELS)
         assert theirs.config.id2label == dict(enumerate(LABELS))
-    else:
+    elif head != "question_answering":
         assert theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight
     assert_same(ours, theirs.eval(), arch, head)
 
@@ -229,7 +252,7 @@ def test_weights_come_back_bit_equal(arch: ArchConfig, head: str) -> None:
     weights = build_ours(arch, head).state_dict()
     config, tensors = to_huggingface(weights, arch, [head], SPECIAL_IDS)
     assert arch_from_huggingface(config) == arch
-    labels = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"} if head == "classification" else None
+    labels = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"} if head in OF_CLASSES else None
     assert config.get("id2label") == labels
     back = from_huggingface(tensors, arch, pad_id_of(config))
     assert back.keys() == weights.keys()

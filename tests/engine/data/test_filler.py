@@ -24,6 +24,7 @@ from engine.objectives.mlm import MaskedLM
 from engine.objectives.pairs import PairedMaskedLM
 from engine.train.flops import batch_flops
 from engine.train.timeline import StepSettings, Timeline
+from finetune.tasks.base import Example
 from finetune.tasks.classification import Classification
 from kernels import build, dispatch
 from kernels.cross_entropy import IGNORE_INDEX
@@ -124,15 +125,25 @@ def rows() -> list[Row]:
     return [Row(tuple(piece(size, size + row) for size in of_row), 0, row) for row, of_row in enumerate(sizes)]
 
 
+def examples(labels: list[int]) -> list[Example]:
+    return [Example((), np.int64(label)) for label in labels]
+
+
 def classified() -> tuple[Objective, Model, PackedBatch]:
     task = Classification(["a", "b", "c"], pair=False)
-    batch = task.with_targets(pack([np.arange(length) + 5 for length in LENGTHS]), np.array([0, 2, 1, 1, 0, 2]))
+    batch = task.with_targets(
+        pack([np.arange(length) + 5 for length in LENGTHS]),
+        examples([0, 2, 1, 1, 0, 2]),
+    )
     return task, build_model(BERT, {task.name: task.make_head(BERT)}, 1), batch
 
 
 def last_classified() -> tuple[Objective, Model, PackedBatch]:
     task = Classification(["a", "b"], pair=False)
-    batch = task.with_targets(pack([np.arange(length) + 5 for length in LENGTHS]), np.array([0, 1, 1, 0, 0, 1]))
+    batch = task.with_targets(
+        pack([np.arange(length) + 5 for length in LENGTHS]),
+        examples([0, 1, 1, 0, 0, 1]),
+    )
     return task, build_model(GPT2, {task.name: task.make_head(GPT2)}, 1), batch
 
 

@@ -28,6 +28,7 @@ def parts(seed: int = 1, steps: int = STEPS) -> Any:
         timeline=Timeline([TrainConfig(steps=steps).stage(seq_length=8, length_ramp={})]),
         settings=SimpleNamespace(notes=["a note"], precision="fp32", stage=0),
         num_samples=100,
+        selection=None,
     )
 
 
