@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from engine.config.cli import parse_config, run_command
-from finetune.config import PredictConfig
+from finetune.config.predict import PredictConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(argv: Sequence[str]) -> None:
     config = parse_config(PredictConfig, argv, prog="python -m finetune.predict")
-    from finetune.prediction import predict_file  # torch takes seconds to import
+    from finetune.inference.prediction import predict_file  # torch takes seconds to import
 
     predict_file(config)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from engine.config.cli import exit_process, parse_config, run_command
 from engine.launch.arguments import enter
-from finetune.config import FinetuneConfig
+from finetune.config.run import FinetuneConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,13 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _finetune(argv: Sequence[str]) -> None:
     config = parse_config(FinetuneConfig, enter(argv), prog="run.py")
     if config.dry_run:
-        from finetune.dry_run import dry_run
+        from finetune.training.dry_run import dry_run
 
         dry_run(config)
         return
-    from finetune.finetuning import finetune  # torch takes seconds to import: not before the command line is right
+    from finetune.training.repeated import (
+        finetune_all,  # torch takes seconds to import: not before the command line is right
+    )
 
-    finetune(config)
+    finetune_all(config)
 
 
 if __name__ == "__main__":

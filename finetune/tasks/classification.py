@@ -2,161 +2,128 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config.arch import ArchConfig
 from engine.data.batch import PackedBatch, Targets
-from engine.models.heads import SequenceClassificationHead
 from engine.models.model import Model
-from engine.objectives.base import LossTerm, cross_entropy_term, encode
-from finetune.columns import LABEL, TEXT_A, TEXT_B
-from finetune.tables import Row, Table, looks_like_header, other_columns
-from finetune.tasks.base import Float64, Int64
+from engine.objectives.base import LossTerm
+from finetune.config.tasks import ClassificationConfig, FileConfig
+from finetune.readers.columns import LABEL, TEXT_A, TEXT_B, parse_columns
+from finetune.readers.tables import Row, Table, open_table
+from finetune.tasks.base import Answer, Example, RecordFile
+from finetune.tasks.goals import PROBABILITY, goal_of, label_of, log_softmax, sorted_labels
+from finetune.tasks.sequence_task import SequenceTask
+from finetune.training.class_weights import class_weights
 
-_INTEGER = re.compile(r"[+-]?[0-9]+")
-_SHOWN_LABELS = 20
-_DOUBTFUL_LABELS = 20  # more classes than this, and than half of the rows, and the labels are something else
+__all__ = ["Classification", "label_of", "log_softmax", "sorted_labels"]
 
 
-class Classification:
-    """A class for each sequence, by cross-entropy over all classes."""
+class Classification(SequenceTask):
+    """A class for each sequence, a distribution over the classes to learn from, or any number of classes."""
 
-    name = "classification"
+    kind = "classification"
 
-    def __init__(self, labels: Sequence[str], pair: bool) -> None:
+    def __init__(self, labels: Sequence[str], pair: bool, config: ClassificationConfig | None = None) -> None:
         """Name the classes in the order of the logits, and say whether two texts make an example."""
-        self.labels = tuple(labels)
-        self.columns: tuple[str, ...] = (TEXT_A, TEXT_B) if pair else (TEXT_A,)
-        self._numbers = {label: number for number, label in enumerate(self.labels)}
+        self.config = config or ClassificationConfig()
+        super().__init__(pair, self.config.pooling)
+        self.labels, self.num_outputs = tuple(labels), len(labels)
+        self.main_figure = self.config.main_figure
+        self.goal = goal_of(self.config)(labels, self.config)
+        self._weights: Tensor | None = None
 
     @classmethod
-    def for_training(cls, table: Table, rows: Sequence[Row]) -> Self:
+    def open_training(cls, path: str, files: FileConfig, config: Any) -> Table:
+        """Open a table with texts and labels; soft targets alone need no labels."""
+        needed = (TEXT_A,) if config.soft_targets == 1 else (LABEL, TEXT_A)
+        return open_table(path, parse_columns(files.columns, cls.known_columns), needed, files)
+
+    @classmethod
+    def for_training(cls, file: RecordFile[Row], records: Sequence[Row], config: Any) -> Self:
         """Take the classes from a training file; a column text_b makes it a task of pairs.
 
         Raises:
-            ValueError: if a label is empty, there are fewer than two classes, or the labels look like no labels.
+            ValueError: if there are no classes to learn, or no two for the figure F1.
         """
-        column = table.column(LABEL)
-        labels = sorted_labels(label_of(table, row, column) for row in rows)
-        if len(labels) < 2:
-            raise ValueError(f"{table.path}: all {len(rows):,} examples have the label {labels[0]!r}; two are needed")
-        if len(labels) > _DOUBTFUL_LABELS and 2 * len(labels) > len(rows):
+        assert isinstance(file, Table)
+        labels = goal_of(config).classes(file, records, config)
+        if config.main_figure == "f1" and len(labels) != 2:
             raise ValueError(
-                f"{table.path}: {len(labels):,} classes for {len(rows):,} examples; column {column + 1} of "
-                f"{len(table.names)} was taken as the label; if that is wrong, {other_columns(table, rows)}; if it is "
-                "right, leave out the classes with few examples"
+                f"classification.main_figure is f1, of the second of two classes, but {file.path} has {len(labels):,}; "
+                "take macro_f1 or micro_f1"
             )
-        check_first_line(table, rows, column)
-        return cls(labels, pair=TEXT_B in table.names)
+        return cls(labels, TEXT_B in file.names, config)
 
     @classmethod
     def from_settings(cls, labels: Sequence[str], settings: Mapping[str, Any]) -> Self:
         """The task that a model was trained for."""
-        return cls(labels, pair=bool(settings["pair"]))
+        names = ("pooling", "multi_label", "separator", "threshold")
+        config = ClassificationConfig(**{name: settings[name] for name in names if name in settings})
+        return cls(labels, bool(settings["pair"]), config)
 
     def settings(self) -> dict[str, Any]:
-        """Whether two texts make an example."""
-        return {"pair": TEXT_B in self.columns}
+        """Whether two texts make an example, the pooling, and how several labels are told."""
+        names = ("multi_label", "separator", "threshold") if self.config.multi_label else ()
+        return {**super().settings(), **{name: getattr(self.config, name) for name in names}}
 
-    def make_head(self, arch: ArchConfig) -> nn.Module:
-        """The pooled first token's class (BERT), or the last token's (GPT-2)."""
-        return SequenceClassificationHead(arch, len(self.labels))
+    def config_keys(self, arch: ArchConfig) -> dict[str, Any]:
+        """The problem_type where it is not the usual one."""
+        return {"problem_type": "multi_label_classification"} if self.config.multi_label else {}
 
-    def targets(self, table: Table, rows: Sequence[Row]) -> Int64:
-        """Numbers of the rows' classes: [n].
+    def unused_columns(self, file: Table) -> list[str]:
+        """Those that are neither texts nor labels nor their probabilities."""
+        unused = super().unused_columns(file)
+        return [name for name in unused if not (self.config.soft_targets and name.startswith(PROBABILITY))]
 
-        Raises:
-            ValueError: naming file and line of a label that the training file does not have.
-        """
-        column = table.column(LABEL)
-        targets = [self._numbers.get(label_of(table, row, column)) for row in rows]
-        if None in targets:
-            row = rows[targets.index(None)]
-            known = ", ".join(self.labels[:_SHOWN_LABELS]) + (", ..." if len(self.labels) > _SHOWN_LABELS else "")
-            raise ValueError(
-                f"{table.path}, line {row.line:,}: the label {row.cells[column]!r} is not in the training file, "
-                f"which has {known}" + ("" if table.has_header or row.line > 1 else f"; {looks_like_header(table)}")
-            )
-        return np.array(targets, np.int64)
+    def weigh_classes(self, given: Mapping[str, float] | str, targets: Sequence[Any]) -> None:
+        """Let the examples of some classes count more in training."""
+        weights = class_weights(given, self.labels, self.goal.counts(targets))
+        self._weights = None if weights is None else torch.from_numpy(weights.astype(np.float32))
 
-    def with_targets(self, batch: PackedBatch, targets: Int64) -> PackedBatch:
-        """The batch with its sequences' classes: [S]."""
-        target = Targets(torch.arange(len(targets)), torch.from_numpy(targets))
-        return replace(batch, targets={self.name: target}, counts={self.name: len(targets)})
+    def targets(self, file: RecordFile[Row], records: Sequence[Row]) -> list[Any]:
+        """What the model should answer for each row, as ``goal`` has it."""
+        assert isinstance(file, Table)
+        return self.goal.targets(file, records)
 
-    def logits(self, model: Model, batch: PackedBatch) -> Tensor:
-        """Logits of each sequence: [S, number of classes]."""
-        logits: Tensor = model.heads[self.name](encode(model, batch), batch.layout)
-        return logits
+    def with_targets(self, batch: PackedBatch, examples: Sequence[Example]) -> PackedBatch:
+        """The batch with what the model should answer for its sequences: [S] or [S, ...]."""
+        labels = self.goal.tensor([example.target for example in examples])
+        target = Targets(torch.arange(len(labels)), labels)
+        return replace(batch, targets={self.name: target}, counts={self.name: len(labels)})
 
     def losses(self, model: Model, batch: PackedBatch, with_accuracy: bool = False) -> dict[str, LossTerm]:
-        """Cross-entropy of the classes."""
+        """Cross-entropy of the classes, weighed."""
         target, count = batch.targets[self.name], batch.counts[self.name]
-        logits = self.logits(model, batch)[target.index]  # [M, number of classes]
-        return {self.name: cross_entropy_term(logits, target.labels, count, with_accuracy)}
+        logits = self.logits(model, batch)[target.index].float()  # [M, number of classes]
+        if self._weights is not None:
+            self._weights = self._weights.to(logits.device)  # copied once
+        losses = self.goal.losses(logits, target.labels, self._weights if model.training else None)
+        correct = self.goal.right(logits, target.labels).sum() if with_accuracy else None
+        return {self.name: LossTerm(losses.sum(), count, correct=correct)}
 
-    def measure(self, model: Model, batch: PackedBatch) -> Float64:
-        """Cross-entropy and predicted class of each example: [S, 2]."""
-        logits = self.logits(model, batch).float()
-        losses = F.cross_entropy(logits, batch.targets[self.name].labels, reduction="none")
-        return torch.stack([losses.double(), logits.argmax(-1).double()], -1).cpu().numpy()
+    def figures(self, outputs: Sequence[Any], examples: Sequence[Example], records: Sequence[Row]) -> dict[str, float]:
+        """Mean loss without class weights, accuracy, F1 and Matthews' coefficient."""
+        return self.goal.figures(np.array(outputs), [example.target for example in examples])
 
-    def figures(self, measured: Float64, targets: Int64) -> dict[str, float]:
-        """Mean loss, accuracy and macro F1."""
-        predicted = measured[:, 1].astype(np.int64)
-        return {
-            "loss": float(measured[:, 0].mean()),
-            "accuracy": float((predicted == targets).mean()),
-            "macro_f1": macro_f1(predicted, targets, len(self.labels)),
-        }
-
-    def answer_header(self, probabilities: bool) -> list[str]:
+    def answer_columns(self, probabilities: bool) -> list[str]:
         """``label``, and a column for each class."""
-        return [LABEL, *(f"probability_{label}" for label in self.labels if probabilities)]
+        return [LABEL, *(f"{PROBABILITY}{label}" for label in self.labels if probabilities)]
 
-    def answers(self, model: Model, batch: PackedBatch, probabilities: bool) -> list[list[str]]:
-        """The most probable class of each sequence, and the probabilities of all."""
-        logits = self.logits(model, batch).double()
-        best = [[self.labels[number]] for number in logits.argmax(-1).tolist()]
-        if not probabilities:
-            return best
-        rows = logits.softmax(-1).tolist()
-        return [[*label, *(f"{value:.6f}" for value in row)] for label, row in zip(best, rows, strict=True)]
-
-
-def label_of(table: Table, row: Row, column: int) -> str:
-    """The label of a row, without spaces around it; ValueError where it is empty."""
-    label = row.cells[column].strip()
-    if not label:
-        raise ValueError(f"{table.path}, line {row.line:,}: the label is empty")
-    return label
-
-
-def check_first_line(table: Table, rows: Sequence[Row], column: int) -> None:
-    """Refuse a first line that was taken as an example and whose class no other line has, unless all are integers."""
-    first, *others = (label_of(table, row, column) for row in rows)
-    if table.has_header or first in others or all(map(_INTEGER.fullmatch, (first, *others))):
-        return
-    raise ValueError(f"{table.path}, line 1: no other line has the label {first!r}; {looks_like_header(table)}")
-
-
-def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """The distinct labels in order: of numbers where all are integers, else of code points."""
-    distinct = sorted(set(labels))
-    return sorted(distinct, key=int) if all(map(_INTEGER.fullmatch, distinct)) else distinct
-
-
-def macro_f1(predicted: Int64, targets: Int64, num_labels: int) -> float:
-    """F1, the harmonic mean of precision and recall, averaged over the classes that occur in either: [n], [n]."""
-    right = np.bincount(targets[predicted == targets], minlength=num_labels)
-    both = np.bincount(predicted, minlength=num_labels) + np.bincount(targets, minlength=num_labels)
-    occurs = both > 0
-    return float((2 * right[occurs] / both[occurs]).mean())
+    def answers(
+        self, outputs: Sequence[Any], examples: Sequence[Example], records: Sequence[Row], probabilities: bool
+    ) -> list[Answer]:
+        """The predicted class or classes of each sequence, and the probabilities of all."""
+        logits = np.array(outputs)
+        answers: list[Answer] = [{LABEL: label} for label in self.goal.answers(logits)]
+        if probabilities:
+            columns = self.answer_columns(True)[1:]
+            for answer, shares in zip(answers, self.goal.probabilities(logits), strict=True):
+                answer.update(zip(columns, shares.tolist(), strict=True))
+        return answers

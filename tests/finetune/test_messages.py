@@ -40,7 +40,7 @@ def test_all_problems_are_listed_at_once(fails, tmp_path):
         "--train.optimizer.lr", "-1", "--train.batch_size", "9", "--train.output", "elsewhere", "--seed", "-1",
     )  # fmt: skip
     for expected in (
-        "unknown task 'clasification'; there are classification; did you mean classification?",
+        "unknown task 'clasification'; there are classification, ",
         "--ds_config none.json: no such file",
         f"--model {tmp_path / 'none'} does not exist",
         "epochs is 0; it must be at least 1",

@@ -8,15 +8,20 @@ import torch
 
 from engine.config.arch import ArchConfig
 from engine.models.model import build_model
-from finetune.config import TASK_NAMES
-from finetune.sequences import SequenceBuilder
-from finetune.tables import Row, Table
-from finetune.tasks.classification import Classification, macro_f1, sorted_labels
+from finetune.config.tasks import TASK_NAMES, ClassificationConfig
+from finetune.features.sequences import SequenceBuilder
+from finetune.readers.tables import Row, Table
+from finetune.tasks.base import Example
+from finetune.tasks.classification import Classification, sorted_labels
 from finetune.tasks.registry import TASKS
 from preprocess.tokenizer import train_wordpiece
 from tests.finetune import tiny
 
 TABLE = Table("file.tsv", ("label", "text_a"), True, ("label", "text_a"))
+
+
+def for_training(table: Table, rows: list[Row]) -> Classification:
+    return Classification.for_training(table, rows, ClassificationConfig())
 
 
 def rows(*labels: str) -> list[Row]:
@@ -25,7 +30,7 @@ def rows(*labels: str) -> list[Row]:
 
 def test_the_command_line_knows_every_task():
     assert tuple(TASKS) == TASK_NAMES
-    assert all(task.name == name for name, task in TASKS.items())
+    assert all(task.kind == name for name, task in TASKS.items())
 
 
 def test_labels_are_sorted_as_numbers_where_all_are():
@@ -37,18 +42,18 @@ def test_labels_are_sorted_as_numbers_where_all_are():
 
 
 def test_targets():
-    task = Classification.for_training(TABLE, rows("yes", " no", "yes", "may be"))
+    task = for_training(TABLE, rows("yes", " no", "yes", "may be"))
     assert task.labels == ("may be", "no", "yes") and task.columns == ("text_a",)
-    assert task.targets(TABLE, rows("no", "yes")).tolist() == [1, 2]
+    assert task.targets(TABLE, rows("no", "yes")) == [1, 2]
     names = ("label", "text_b", "text_a")
-    assert Classification.for_training(Table("p", names, True, names), rows("0", "1")).settings() == {"pair": True}
+    assert for_training(Table("p", names, True, names), rows("0", "1")).settings() == {"pair": True}
 
 
 def test_refusals():
     with pytest.raises(ValueError, match=r"file\.tsv: all 2 examples have the label 'a'; two are needed"):
-        Classification.for_training(TABLE, rows("a", "a"))
+        for_training(TABLE, rows("a", "a"))
     with pytest.raises(ValueError, match=r"file\.tsv, line 3: the label is empty"):
-        Classification.for_training(TABLE, rows("a", " "))
+        for_training(TABLE, rows("a", " "))
     task = Classification([str(number) for number in range(30)], pair=False)
     with pytest.raises(
         ValueError, match=r"line 3: the label 'x' is not in the training file, which has 0, .*19, \.\.\."
@@ -60,7 +65,7 @@ def test_the_label_of_a_first_line_that_no_other_line_has():
     def train(first: str, *others: str, has_header: bool = False) -> Classification:
         table = Table("file.tsv", ("text_a", "label"), has_header, ("x" if has_header else "review", first))
         cells = [["review", first], *(["text", label] for label in others)]
-        return Classification.for_training(table, [Row(line, row) for line, row in enumerate(cells, 1)])
+        return for_training(table, [Row(line, row) for line, row in enumerate(cells, 1)])
 
     with pytest.raises(
         ValueError,
@@ -89,32 +94,13 @@ def test_a_class_for_every_row():
             match=r"file\.tsv: 30 classes for 30 examples; column 1 of 2 was taken as the label.*"
             rf"say with --columns .*, such as --columns {option}; if it is right, leave out the classes",
         ):
-            Classification.for_training(table, rows)
+            for_training(table, rows)
     table = Table("file.tsv", ("text_a", "label"), True, ("text_a", "label"))
     many = [Row(line, ["some text", str(line)]) for line in range(21)]
     with pytest.raises(ValueError, match=r"column 2 of 2 was taken as the label.*which column holds the labels; if"):
-        Classification.for_training(table, many)
-    assert len(Classification.for_training(table, many[:20]).labels) == 20
-    assert len(Classification.for_training(table, many * 2).labels) == 21
-
-
-def brute_force_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
-    scores = []
-    for label in set(predicted.tolist()) | set(targets.tolist()):
-        right = sum(p == t == label for p, t in zip(predicted, targets, strict=True))
-        precision = right / max(1, sum(p == label for p in predicted))
-        recall = right / max(1, sum(t == label for t in targets))
-        scores.append(2 * precision * recall / (precision + recall) if right else 0.0)
-    return sum(scores) / len(scores)
-
-
-@pytest.mark.parametrize("num_labels", [2, 3, 7])
-def test_macro_f1(num_labels):
-    generator = np.random.default_rng(num_labels)
-    for size in (1, 5, 41):
-        predicted, targets = generator.integers(0, num_labels, (2, size))
-        assert macro_f1(predicted, targets, num_labels) == pytest.approx(brute_force_f1(predicted, targets))
-    assert macro_f1(np.array([0, 0]), np.array([0, 0]), num_labels) == 1.0  # classes that do not occur count nothing
+        for_training(table, many)
+    assert len(for_training(table, many[:20]).labels) == 20
+    assert len(for_training(table, many * 2).labels) == 21
 
 
 @pytest.mark.parametrize("fields", [tiny.BERT, tiny.GPT2], ids=["bert", "gpt2"])
@@ -126,20 +112,21 @@ def test_loss_measure_and_answers_agree(fields):
     builder = SequenceBuilder(tokenizer, arch, 32)
     sequences, _ = builder.build([tiny.sentence(number, 1 + number) for number in range(7)])
     targets = np.array([0, 1, 2, 0, 1, 2, 0])
-    batch = task.with_targets(builder.pack(sequences), targets)
+    examples = [Example((sequence,), target) for sequence, target in zip(sequences, targets, strict=True)]
+    batch = task.collate(builder, examples)
     with torch.no_grad():
         logits = torch.cat([task.logits(model, builder.pack([sequence])) for sequence in sequences]).double()
         term = task.losses(model, batch, with_accuracy=True)[task.name]
-        measured = task.measure(model, batch)
-        answers = task.answers(model, batch, probabilities=True)
+        outputs = task.outputs(model, batch, examples)
+    answers = task.answers(outputs, examples, [], probabilities=True)
     losses = -torch.log_softmax(logits, -1)[torch.arange(7), torch.from_numpy(targets)]
     assert float(term.loss_sum) == pytest.approx(float(losses.sum()), rel=1e-5) and term.num_targets == 7
-    figures = task.figures(measured, targets)
+    figures = task.figures(outputs, examples, [])
     right = (logits.argmax(-1).numpy() == targets).sum()
     assert figures["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
     assert figures["accuracy"] == pytest.approx(right / 7) and int(term.correct) == right
-    assert [cells[0] for cells in answers] == [task.labels[index] for index in logits.argmax(-1).tolist()]
-    shares = torch.tensor([[float(cell) for cell in cells[1:]] for cells in answers], dtype=torch.float64)
+    assert [answer["label"] for answer in answers] == [task.labels[index] for index in logits.argmax(-1).tolist()]
+    shares = torch.tensor([list(answer.values())[1:] for answer in answers], dtype=torch.float64)
     torch.testing.assert_close(shares, logits.softmax(-1), atol=1e-6, rtol=0)
-    assert task.answer_header(True) == ["label", "probability_a", "probability_b", "probability_c"]
-    assert task.answer_header(False) == ["label"]
+    assert task.answer_columns(True) == ["label", "probability_a", "probability_b", "probability_c"]
+    assert task.answer_columns(False) == ["label"]

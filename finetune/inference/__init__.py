@@ -1,0 +1,1 @@
+"""Inference: predictions, masked words, generated text, embeddings, neighbours; one device, plain torch."""

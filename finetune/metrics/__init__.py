@@ -1,0 +1,1 @@
+"""Figures of classes, numbers, answers and texts."""

@@ -1,0 +1,1 @@
+"""Readers of labelled files: tables, sentences with labels, questions, choices."""
