@@ -1,0 +1,93 @@
+"""Write the tables of docs/experiments.md from what finetuning.py measured.
+
+python -m benchmarks.experiments_page
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "experiments.md"
+PERCENT = 100.0
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [header, ["---", *(["---:"] * (len(header) - 1))], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def mean_and_deviation(entries: Sequence[Mapping[str, float]], figure: str) -> tuple[float, float]:
+    """Mean and sample standard deviation over seeds, of 100."""
+    values = [PERCENT * entry[figure] for entry in entries]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def shown(entries: Sequence[Mapping[str, float]], figure: str) -> str:
+    """Mean and deviation in a cell; the mean alone of one seed."""
+    mean, deviation = mean_and_deviation(entries, figure)
+    return f"{mean:.1f} ± {deviation:.1f}" if len(entries) > 1 else f"{mean:.1f}"
+
+
+def scores_table(found: Mapping[str, Any]) -> str:
+    """Both sides of each dataset, and how far apart they are in deviations."""
+    rows = []
+    for name, entry in found.items():
+        figure = entry["figure"]
+        (ours, our_sd), (theirs, their_sd) = (mean_and_deviation(entry[side], figure) for side in ("ours", "plain"))
+        larger = max(our_sd, their_sd)
+        apart = f"{ours - theirs:+.1f}" + (f" ({abs(ours - theirs) / larger:.1f} sd)" if larger else "")
+        cells = (shown(entry["ours"], figure), shown(entry["plain"], figure), apart)
+        rows.append([name, figure, str(entry["epochs"]), str(len(entry["ours"])), *cells])
+    return table(["dataset", "figure", "epochs", "seeds", "this engine", "plain transformers", "difference"], rows)
+
+
+def speed_table(found: Mapping[str, Any]) -> str:
+    """Real tokens a second, and the medians of the ratios of each round."""
+    rows = []
+    for name, entry in found.items():
+        medians = {side: statistics.median(values) for side, values in entry["tokens_per_second"].items()}
+        speeds = [f"{medians[side]:,.0f}" for side in ("ours", "plain_bf16", "plain_fp32")]
+        rows.append([name, *speeds, *(f"{entry['ratios'][side]:.1f}" for side in ("plain_bf16", "plain_fp32"))])
+    return table(["dataset", "this engine", "plain, bf16", "plain, fp32", "times bf16", "times fp32"], rows)
+
+
+def chinese_table(found: Mapping[str, Any]) -> str:
+    """Fine-tuned from pretrained and from random weights."""
+    rows = []
+    for name, entry in found["scores"].items():
+        cells = [shown(entry[side], entry["figure"]) for side in ("pretrained", "random")]
+        rows.append([name, entry["figure"], str(entry["epochs"]), str(len(entry["random"])), *cells])
+    return table(["dataset", "figure", "epochs", "seeds", "pretrained here", "random weights"], rows)
+
+
+TABLES = {"scores": scores_table, "speed": speed_table, "chinese": chinese_table}
+
+
+def main() -> None:
+    """Put each table that was measured between its two marks in the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    for part, make in TABLES.items():
+        file = RESULTS / f"finetuning_{part}.json"
+        if not file.exists():
+            print(f"{file.relative_to(ROOT)}: not there; its table stays as it is")
+            continue
+        results = json.loads(file.read_text(encoding="utf-8"))
+        machine = results["machine"]
+        under = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}."
+        made = f"<!-- {part} -->\n\n{make(results['results'])}\n\n{under}\n\n<!-- end of {part} -->"
+        page, count = re.subn(
+            f"<!-- {part} -->.*<!-- end of {part} -->", lambda _, made=made: made, page, flags=re.DOTALL
+        )
+        assert count == 1, f"{PAGE}: there must be one <!-- {part} --> ... <!-- end of {part} -->"
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
