@@ -36,7 +36,7 @@ PRETRAINING = {
     "data.seq_length": "128",
     "train.batch_size": "64",
     "train.micro_batch_size": "64",
-    "train.steps": "6000",
+    "train.steps": "2000",
     "train.optimizer.lr": "1e-3",
 }
 CORPORA = ("raw_zh_modern_histories/modern.txt", "raw_zh_clue_news/sentence_per_line_blank_between_docs.txt")

@@ -18,7 +18,7 @@ Tagged = tuple[list[str], list[str]]  # words, tags
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a text; start is -1 where the text has no answer."""
+    """A question on a text; start is -1 where the text has no answer, or its place is not known."""
 
     key: str
     question: str
@@ -114,7 +114,7 @@ def split_sentences(folder: Path, made: Path) -> None:
 
 
 def read_reviews(path: Path) -> list[Question]:
-    """SubjQA's questions; an answer that is not where it should be is found if it is there once, else left out."""
+    """SubjQA's questions; an answer that is not at its place, white space aside, is found where it stands once."""
     found = []
     with path.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
@@ -123,10 +123,10 @@ def read_reviews(path: Path) -> list[Question]:
             if answer == SENTINEL:
                 found.append(Question(str(number), row["question"], text, (), -1))
                 continue
-            if text[start:end] != answer:
-                if text.count(answer) != 1:
-                    continue
-                start = text.index(answer)
+            if "".join(text[start:end].split()) == "".join(answer.split()):
+                answer = text[start:end]
+            else:
+                start = text.index(answer) if text.count(answer) == 1 else -1
             found.append(Question(str(number), row["question"], text, (answer,), start))
     return found
 
@@ -191,7 +191,7 @@ ENGLISH: Sequence[Dataset] = (
         name="SubjQA",
         task="question_answering",
         figure="f1",
-        epochs=1,
+        epochs=3,
         max_length=256,
         folder="qa_en_subjqa",
         files=("grocery_train.csv", "grocery_dev.csv"),

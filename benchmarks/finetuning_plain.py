@@ -113,7 +113,8 @@ class Plain:
         def measure(logits: list[Any]) -> dict[str, float]:
             return measure_answers(self.raw_dev, self.dev, logits)
 
-        made = (self._windows(rows) for rows in (self.raw_train, self.raw_dev))
+        learned = [row for row in self.raw_train if row.start >= 0 or not row.answers]
+        made = (self._windows(rows) for rows in (learned, self.raw_dev))
         return "AutoModelForQuestionAnswering", 2, *made, measure
 
     def _windows(self, rows: list[Question]) -> Features:

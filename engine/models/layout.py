@@ -33,9 +33,9 @@ class PackedLayout:
         lengths: tokens of each sequence as host integers, so that no step waits for the device; filler has none here.
         num_filler: tokens behind the last sequence.
         bound: of the lengths, the same for all batches of a stage; None where shapes are not fixed.
-        prefix_lengths: [S] int32 beside ``cu_seqlens``: how many first tokens of each sequence all its tokens see, and
-            each of the others only itself and those behind it (prefix masking, Dong et al. 2019,
-            arXiv:1905.03197, section 2.4); None: the model's own mask. 0 for filler.
+        prefix_lengths: [S] int32 beside ``cu_seqlens``: how many first tokens of each sequence are seen by all its
+            tokens; each of the others is seen by itself and by those after it (prefix masking, Dong et al. 2019,
+            arXiv:1905.03197, section 2.4). None: the model's own mask. 0 for filler.
         cache: of keys and values, where text is generated token by token.
     """
 

@@ -39,10 +39,12 @@ def tensors_of(batch: PackedBatch) -> list[Tensor]:
 
 def test_each_takes_every_tensor_of_a_batch():
     batch = filled(Numbers().batch(range(4), None))  # type: ignore[arg-type]
-    targets = batch.targets["mlm"]
-    expected = [batch.tokens, batch.positions, batch.segments, batch.layout.cu_seqlens, targets.index, targets.labels]
+    batch = replace(batch, layout=replace(batch.layout, prefix_lengths=torch.ones(4, dtype=torch.int32)))
+    layout, targets = batch.layout, batch.targets["mlm"]
+    boundaries = [layout.cu_seqlens, layout.prefix_lengths]
+    expected = [*boundaries, batch.tokens, batch.positions, batch.segments, targets.index, targets.labels]
     assert list(map(id, tensors_of(batch))) == list(map(id, expected))
-    held = {id(value) for value in (*vars(batch).values(), *vars(batch.layout).values(), *vars(targets).values())}
+    held = {id(value) for value in (*vars(batch).values(), *vars(layout).values(), *vars(targets).values())}
     assert {id(tensor) for tensor in expected} == {key for key in held if key in set(map(id, expected))}
     doubled = batch.each(lambda tensor: tensor * 2)
     assert all(torch.equal(one, other * 2) for one, other in zip(tensors_of(doubled), expected, strict=True))

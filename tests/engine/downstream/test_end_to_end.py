@@ -77,7 +77,7 @@ def test_scores_of_a_run(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-4"]
     scores = [json.loads(line) for line in (run / "downstream" / "results.jsonl").read_text().splitlines()]
     assert [(score["step"], score["task"]) for score in scores] == [(2, "toy"), (4, "toy")]
-    names = ("dev_accuracy", "dev_loss", "dev_macro_f1")
+    names = ("dev_accuracy", "dev_f1", "dev_loss", "dev_macro_f1", "dev_matthews", "dev_micro_f1")
     assert downstream_lines(run) == [
         {"step": score["step"], **{f"downstream_toy_{name}": score[name] for name in names}} for score in scores
     ]

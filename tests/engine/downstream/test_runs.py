@@ -43,7 +43,7 @@ def add_checkpoint(run: RunFolder, step: int) -> None:
     model.mkdir(parents=True)
     (model / "model.safetensors").write_text(str(step))
     (run.step_folder(step) / "manifest.json").write_text("{}")
-    run._link_model(step)
+    run.link_model(step)
 
 
 def add_line(run: RunFolder, step: int, **figures: float) -> None:
