@@ -44,7 +44,6 @@ MAY_CHANGE = (
     "train.eval_rows",
     "train.evaluate_with",
     "train.early_stopping",
-    "train.keep_best",
     "train.peak_tflops",
     "train.tensorboard",
     "train.wandb",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from finetune.config.tasks import POOLINGS, FileConfig, choice_problem
+from finetune.config.tasks import POOLINGS, FileConfig, choice_problem, output_name_problem
 
 SENTENCE, TOKEN, TABLE = "sentence", "token", "table"
 VECTORS = (SENTENCE, TOKEN, TABLE)
@@ -60,8 +60,7 @@ class EmbedConfig:
         """Everything wrong with these settings that can be seen without reading a file."""
         found = choice_problem("vectors", self.vectors, VECTORS) + choice_problem("pooling", self.pooling, POOLINGS)
         found += choice_problem("dtype", self.dtype, DTYPES) + self.files.problems()
-        if not self.output.lower().endswith(SUFFIXES):
-            found.append(f"output is {self.output}; its name must end in {', '.join(SUFFIXES)}")
+        found += output_name_problem(self.output, SUFFIXES)
         if self.batch_size < 1:
             found.append(f"batch_size is {self.batch_size}; it must be at least 1")
         if (self.input is None) != (self.vectors == TABLE):
@@ -117,6 +116,7 @@ class NeighborsConfig:
             for name, least in smallest.items()
             if getattr(self, name) < least
         ]
+        found += output_name_problem(self.output)
         if not self.word_list:
             found.append("words is empty; name at least one")
         if not self.layers:

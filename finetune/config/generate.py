@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from finetune.config.decoding import DecodingConfig
-from finetune.config.tasks import FileConfig
+from finetune.config.tasks import FileConfig, output_name_problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class TextFileConfig:
 
     def file_problems(self, name: str, text: str | None) -> list[str]:
         """What is wrong with them; ``text`` is one text given by the option ``name``."""
-        found = self.files.problems()
+        found = self.files.problems() + output_name_problem(self.output)
         if (text is None) == (self.input is None):
             found.append(f"give --{name} TEXT, or --input FILE with --output FILE")
         elif self.input is None and self.output is not None:

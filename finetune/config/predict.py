@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune.config.tasks import FileConfig
+from finetune.config.tasks import FileConfig, output_name_problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class PredictConfig:
     def problems(self) -> list[str]:
         """Everything wrong with these settings that can be seen without reading a file."""
         found = [f"batch_size is {self.batch_size}; it must be at least 1"] if self.batch_size < 1 else []
-        return found + self.files.problems()
+        return found + self.files.problems() + output_name_problem(self.output)
 
     @property
     def files(self) -> FileConfig:

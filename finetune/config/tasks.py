@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from finetune.config.decoding import DecodingConfig
@@ -15,6 +16,7 @@ LONG_TEXTS = ("window", "cut")
 CLASS_FIGURES = ("accuracy", "macro_f1", "micro_f1", "matthews", "f1")
 FORMATS = ("tsv", "csv", "jsonl")
 BAD_LINES = ("error", "skip")
+TABLE_SUFFIXES = ("", ".tsv", ".txt", ".csv", ".jsonl", ".json")  # of files to write; .json has JSON Lines
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ def choice_problem(setting: str, value: str | None, allowed: tuple[str, ...]) ->
     if value is None or value in allowed:
         return []
     return [f"{setting} is {value!r}; it must be one of {', '.join(allowed)}"]
+
+
+def output_name_problem(output: str | None, suffixes: Sequence[str] = TABLE_SUFFIXES) -> list[str]:
+    """The problem of a file to write whose name does not say how; None is no file."""
+    if output is None or Path(output).suffix.lower() in suffixes:
+        return []
+    return [f"output is {output}; its name must end in {', '.join(filter(None, suffixes))}"]
 
 
 @dataclass(frozen=True, kw_only=True)

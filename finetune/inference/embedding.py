@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,16 @@ from engine.config.cli import UsageError, collect
 from finetune.config.embedding import SENTENCE, TABLE, EmbedConfig
 from finetune.features.sequences import TokenSequence
 from finetune.inference.encoder import Embedder, Encoder, layer_numbers, load_encoder
-from finetune.inference.prediction import chunks, output_problems
+from finetune.inference.prediction import chunks
+from finetune.inference.texts import Texts
 from finetune.inference.vector_files import VectorWriter, vector_writer
 from finetune.inference.whitening import Moments, Whitening
-from finetune.readers.columns import parse_columns
-from finetune.readers.table_lines import read_lines
-from finetune.readers.tables import Table, open_table
-from preprocess.corpus.text_errors import invalid_utf8
+from finetune.inference.writing import output_problems
 from preprocess.progress import progress_bar
 
 Float32 = NDArray[np.float32]
 CHUNK_TEXTS = 2048  # whose vectors are in memory at once
 CHUNK_OF_TOKENS = 128  # texts the vectors of whose tokens are in memory at once
-Advance = Callable[[int], object]
 
 
 def embed_file(config: EmbedConfig) -> None:
@@ -67,39 +64,6 @@ def embed_file(config: EmbedConfig) -> None:
 
 def _given_whitening(config: EmbedConfig, encoder: Encoder) -> Whitening | None:
     return Whitening.load(config.whitening_from, encoder.table.shape[1]) if config.whitening_from else None
-
-
-class Texts:
-    """The texts of a file: its lines, or a column of a table."""
-
-    def __init__(self, config: EmbedConfig) -> None:
-        """Open the file; ValueError if it is missing or has no such column."""
-        assert config.input is not None
-        self.path, self.column = config.input, config.column
-        self.table: Table | None = None
-        if self.column is not None:
-            columns = parse_columns(config.columns, (self.column,))
-            self.table = open_table(self.path, columns, (self.column,), config.files)
-        elif not Path(self.path).is_file():
-            raise ValueError(f"{self.path}: {'a folder, not a file' if Path(self.path).is_dir() else 'no such file'}")
-
-    def read(self, advance: Advance) -> Iterator[str]:
-        """The texts in the file's order; an empty line is an empty text."""
-        if self.table is not None:
-            assert self.column is not None
-            place = self.table.column(self.column)
-            for row in self.table.records(advance):
-                yield row.cells[place]
-            return
-        for line in read_lines(self.path, "tsv"):
-            if line.bad_byte >= 0:
-                raise invalid_utf8(self.path, line.bad_byte)
-            advance(line.num_bytes)
-            yield line.text
-
-    def notes(self) -> list[str]:
-        """What a user should know of the file."""
-        return [] if self.table is None else self.table.notes()
 
 
 class EmbeddingRun:

@@ -23,7 +23,8 @@ from finetune.config.generate import FillMaskConfig
 from finetune.features.sequences import SequenceBuilder
 from finetune.generation.stepping import Ids
 from finetune.inference.prediction import chunks
-from finetune.inference.texts import Texts, output_problems, write_answers
+from finetune.inference.texts import Texts, write_answers
+from finetune.inference.writing import output_problems
 from finetune.metrics.texts import text_of
 from finetune.model_folder import KEY, filled_model, find_model_folder, read_architecture
 from finetune.tasks.base import Answer
@@ -193,7 +194,7 @@ def fill_file(config: FillMaskConfig) -> None:
     Raises:
         ValueError: all problems of the settings at once, or a line of the input that cannot be read.
     """
-    problems = config.problems() + output_problems(config)
+    problems = config.problems() + output_problems(config.output, config.input)
     filler = collect(problems, lambda: load_mask_filler(config.model))
     given = not config.file_problems("text", config.text)
     texts = collect(problems, lambda: Texts(config, config.text)) if given else None

@@ -21,8 +21,7 @@ from finetune.config.embedding import NeighborsConfig
 from finetune.features.sequences import TokenSequence
 from finetune.inference.embedding import normalized
 from finetune.inference.encoder import Embedder, Encoder, layer_numbers, load_encoder
-from finetune.inference.prediction import output_problems
-from finetune.inference.writing import replaced_file, writer_of
+from finetune.inference.writing import output_problems, replaced_file, writer_of
 from finetune.readers.table_lines import read_lines
 from preprocess.corpus.text_errors import invalid_utf8
 
@@ -67,7 +66,7 @@ def write_neighbors(config: NeighborsConfig) -> None:
     Raises:
         ValueError: all problems of the settings at once, or a word that cannot be looked up.
     """
-    problems = config.problems() + (output_problems(config.output, config.candidates) if config.output else [])
+    problems = config.problems() + output_problems(config.output, config.candidates)
     encoder = collect(problems, lambda: load_encoder(config.model))
     path = config.candidates
     words = collect(problems, lambda: read_words(path)) if path is not None else None

@@ -14,7 +14,7 @@ import torch
 
 from engine.config.cli import UsageError, collect, nearest
 from finetune.config.predict import PredictConfig
-from finetune.inference.writing import AnswerWriter, replaced_file, writer_of
+from finetune.inference.writing import AnswerWriter, output_problems, replaced_file, writer_of
 from finetune.model_folder import FinetunedModel, load_finetuned_model
 from finetune.readers.columns import TEXT_A, parse_columns
 from finetune.readers.tables import open_table
@@ -71,18 +71,6 @@ def choose_task(model: FinetunedModel, name: str | None) -> FinetunedModel:
         given = f"--task_name {name} is none of its tasks" if name else "it has learned several tasks"
         raise ValueError(f"{given}; give --task_name {' or '.join(tasks)}{nearest(name or '', tasks)}")
     return replace(model, task=tasks[name])
-
-
-def output_problems(path: str, source: str | None) -> list[str]:
-    """What stands in the way of an output file; ``source`` is the input, which it must not replace."""
-    output = Path(path)
-    if output.is_dir():
-        return [f"--output {output} is a folder; give the name of a file"]
-    if not output.parent.is_dir():
-        return [f"--output {output}: the folder {output.parent} does not exist"]
-    if source is not None and output.exists() and Path(source).exists() and output.samefile(source):
-        return [f"--output {output} is the input; give another name"]
-    return []
 
 
 @torch.inference_mode()

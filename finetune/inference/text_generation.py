@@ -22,7 +22,8 @@ from finetune.features.sequences import SequenceBuilder
 from finetune.generation.decoding import Generated, generate
 from finetune.generation.prompts import PromptBuilder, PromptLayout
 from finetune.inference.prediction import chunks
-from finetune.inference.texts import Texts, output_problems, write_answers
+from finetune.inference.texts import Texts, write_answers
+from finetune.inference.writing import output_problems
 from finetune.metrics.texts import text_of
 from finetune.model_folder import (
     KEY,
@@ -164,7 +165,7 @@ def generate_file(config: GenerateConfig) -> None:
     Raises:
         ValueError: all problems of the settings at once, or a line of the input that cannot be read.
     """
-    problems = config.problems() + output_problems(config)
+    problems = config.problems() + output_problems(config.output, config.input)
     generator = collect(problems, lambda: load_generator(config.model))
     texts = (
         None

@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from finetune.config.generate import TextFileConfig
+from finetune.config.tasks import FileConfig
 from finetune.inference.writing import replaced_file, writer_of
 from finetune.readers.columns import parse_columns, usual_name
 from finetune.readers.table_lines import read_lines
@@ -19,10 +20,23 @@ from preprocess.corpus.text_errors import invalid_utf8
 from preprocess.progress import progress_bar
 
 
+class TextSource(Protocol):
+    """Settings that say where texts are."""
+
+    @property
+    def input(self) -> str | None: ...
+    @property
+    def column(self) -> str | None: ...
+    @property
+    def columns(self) -> str | None: ...
+    @property
+    def files(self) -> FileConfig: ...
+
+
 class Texts:
     """The texts of a file: its lines, or a column of a table; or one text."""
 
-    def __init__(self, config: TextFileConfig, text: str | None = None) -> None:
+    def __init__(self, config: TextSource, text: str | None = None) -> None:
         """Open the file; ValueError if it is missing or has no such column."""
         self.text, self.path = text, config.input or ""
         self.column = None if config.column is None else usual_name(config.column)
@@ -55,20 +69,6 @@ class Texts:
     def notes(self) -> list[str]:
         """What a user should know of the file."""
         return [] if self.table is None else self.table.notes()
-
-
-def output_problems(config: TextFileConfig) -> list[str]:
-    """What stands in the way of the output file."""
-    if config.output is None:
-        return []
-    output = Path(config.output)
-    if output.is_dir():
-        return [f"--output {output} is a folder; give the name of a file"]
-    if not output.parent.is_dir():
-        return [f"--output {output}: the folder {output.parent} does not exist"]
-    if config.input and output.exists() and Path(config.input).exists() and output.samefile(config.input):
-        return [f"--output {output} is the input; give another name"]
-    return []
 
 
 def write_answers(

@@ -93,7 +93,7 @@ class ObjectWriter(AnswerWriter):
         self.file.write("\n}\n" if self._names else "{}\n")
 
 
-WRITERS: dict[str, type[AnswerWriter]] = {".csv": CsvWriter, ".jsonl": JsonWriter, ".json": JsonWriter}
+WRITERS: dict[str, type[AnswerWriter]] = {".csv": CsvWriter, ".jsonl": JsonWriter, ".json": JsonWriter}  # else TSV
 
 
 def writer_of(path: str, columns: Sequence[str], file: TextIO, official: tuple[str, str] | None = None) -> AnswerWriter:
@@ -123,6 +123,20 @@ def cell_of(value: Any) -> str:
 def escaped(text: str) -> str:
     """A text without tabs and line ends, from which it can be read back."""
     return text.translate(_ESCAPES)
+
+
+def output_problems(path: str | None, source: str | None) -> list[str]:
+    """What stands in the way of an output file, if there is one; ``source`` is the input, which it must not replace."""
+    if path is None:
+        return []
+    output = Path(path)
+    if output.is_dir():
+        return [f"--output {output} is a folder; give the name of a file"]
+    if not output.parent.is_dir():
+        return [f"--output {output}: the folder {output.parent} does not exist"]
+    if source is not None and output.exists() and Path(source).exists() and output.samefile(source):
+        return [f"--output {output} is the input; give another name"]
+    return []
 
 
 @contextlib.contextmanager

@@ -14,10 +14,7 @@ from engine.convert.huggingface import from_huggingface, to_huggingface
 from engine.convert.model_folder import read_model_folder, write_model_folder
 from engine.models.heads import MaskedLMHead, SentencePairHead
 from engine.models.model import Model, build_model
-
-transformers = pytest.importorskip("transformers")
-
-from tests.engine.convert.test_huggingface import (  # noqa: E402  (that file is skipped without transformers)
+from tests.engine.convert.sides import (
     BERT,
     SPECIAL_IDS,
     build_ours,
@@ -26,6 +23,8 @@ from tests.engine.convert.test_huggingface import (  # noqa: E402  (that file is
     padded_batch,
     randomise,
 )
+
+transformers = pytest.importorskip("transformers")
 
 
 def pair_outputs(model: Model, pair: str, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:

@@ -197,6 +197,9 @@ def test_columns_of_tables(bert, tmp_path, capsys):
     table = tiny.write_table(tmp_path / "in.tsv", ["id", "review"], [(str(n), text) for n, text in enumerate(TEXTS)])
     assert run("--model", bert, "--input", table, "--column", "review", "--output", tmp_path / "a.npy") == 0
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), alone(bert, TEXTS), atol=1e-5)
+    table = tiny.write_table(tmp_path / "in.tsv", ["id", "sentence"], [(str(n), text) for n, text in enumerate(TEXTS)])
+    assert run("--model", bert, "--input", table, "--column", "sentence", "--output", tmp_path / "c.npy") == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "c.npy"), np.load(tmp_path / "a.npy"))
     lines(tmp_path / "bare.tsv", [f"{n}\t{text}" for n, text in enumerate(TEXTS)] + ["broken"])
     more = ("--column", "b", "--columns", "a,b", "--bad_lines", "skip")
     assert run("--model", bert, "--input", tmp_path / "bare.tsv", *more, "--output", tmp_path / "b.npy") == 0

@@ -204,6 +204,7 @@ def test_models_and_outputs(bert, single, pairs, tmp_path, capsys):
     assert "in.tsv: no column text_b in its first line" in says(pairs)
     assert f"--output {tmp_path} is a folder" in says(single, tmp_path)
     assert f"--output {file} is the input" in says(single, file)
+    assert "out.xlsx; its name must end in .tsv, .txt, .csv, .jsonl, .json" in says(single, tmp_path / "out.xlsx")
     for name, change, message in (
         ("regression", {"problem_type": "regression"}, "is no classifier (regression)"),
         ("labels", {"id2label": {"0": "a", "1": "b"}}, "should have the shape [2"),
