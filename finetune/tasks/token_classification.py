@@ -31,6 +31,7 @@ from finetune.features.span_labels import (
 from finetune.features.units import UnitScores, joined_logits, tokenize_units, unit_index
 from finetune.features.windows import Window, windows_of
 from finetune.metrics.classes import class_figures
+from finetune.metrics.spans import check_seqeval, span_scores
 from finetune.readers.sentences import Sentence
 from finetune.readers.tagged import COLUMNS, TaggedFile, open_tagged
 from finetune.tasks.base import Answer, Example, Int64, RecordFile, Task
@@ -382,28 +383,10 @@ class TokenClassification(Task[Sentence]):
         return {"text": record.text, "spans": found}
 
 
-def check_seqeval() -> None:
-    """ValueError saying what to install where the library is missing."""
-    try:
-        import seqeval  # noqa: F401
-    except ImportError:
-        raise ValueError("token_classification measures spans with the package seqeval: pip install seqeval") from None
-
-
 def bio_labels(labels: Sequence[str] | set[str]) -> list[str]:
     """The BIO labels of all types that labels of any scheme have; O first, where it is among them."""
     types = sorted({split_label(label)[1] for label in labels} - {""})
     return [OUTSIDE] * (OUTSIDE in labels) + [f"{prefix}-{kind}" for kind in types for prefix in "BI"]
-
-
-def span_scores(gold: Sequence[list[str]], predicted: Sequence[list[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of spans with their types over all sentences of BIO labels, by seqeval."""
-    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
-
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        list(gold), list(predicted), average="micro", zero_division=0
-    )
-    return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
 
 
 def refuse_odd_labels(file: RecordFile[Sentence], records: Sequence[Sentence], odd: Sequence[str]) -> None:
