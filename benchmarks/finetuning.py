@@ -112,6 +112,7 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for dataset in chosen(ENGLISH, given):
         sides: dict[str, list[float]] = {"ours": [], "plain_bf16": [], "plain_fp32": []}
+        padding: list[float] = []
         for repetition in range(given.repetitions):
             output = given.work / "speed" / f"{dataset.name}-{repetition}"
             more = ("--model", given.model, "--train.steps", str(SPEED_STEPS), "--train.eval_rows", "1")
@@ -119,13 +120,15 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
             for precision in ("bf16", "fp32"):
                 file = given.work / "speed" / f"{dataset.name}-{repetition}-{precision}.json"
                 options = ("--precision", precision, "--steps", str(SPEED_STEPS))
-                sides[f"plain_{precision}"].append(plain(given, dataset, file, *options)["tokens_per_second"])
+                measured = plain(given, dataset, file, *options)
+                sides[f"plain_{precision}"].append(measured["tokens_per_second"])
+                padding.append(measured["padded_tokens"] / measured["tokens"])
         ratios = {
             name: statistics.median(a / b for a, b in zip(sides["ours"], values, strict=True))
             for name, values in sides.items()
             if name != "ours"
         }
-        found[dataset.name] = {"tokens_per_second": sides, "ratios": ratios}
+        found[dataset.name] = {"tokens_per_second": sides, "ratios": ratios, "padding": statistics.median(padding)}
     return found
 
 

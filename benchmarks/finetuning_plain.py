@@ -221,12 +221,12 @@ def rate_of(step: int, steps: int) -> float:
 
 
 def train(plain: Plain, model: Any, seed: int, precision: str, limit: int | None) -> dict[str, float]:
-    """Train; returns real tokens and the seconds of the steps behind the first ten."""
+    """Train; returns the real and the padded tokens, and the seconds, of the steps behind the first ten."""
     dataset, generator = plain.dataset, np.random.default_rng(seed)
     steps = limit or dataset.epochs * -(-len(plain.train) // BATCH)
     optimizer = torch.optim.AdamW(groups_of(model), lr=RATE, fused=True)
     model.train()
-    step, tokens, seconds = 0, 0, 0.0
+    step, tokens, padded, seconds = 0, 0, 0, 0.0
     while step < steps:
         for batch, count in batches(plain.train, generator.permutation(len(plain.train)).tolist()):
             begun = time.perf_counter()
@@ -240,10 +240,11 @@ def train(plain: Plain, model: Any, seed: int, precision: str, limit: int | None
             optimizer.zero_grad()
             step += 1
             if step > 10:
-                tokens, seconds = tokens + count, seconds + time.perf_counter() - begun
+                tokens, padded = tokens + count, padded + batch["input_ids"].numel()
+                seconds += time.perf_counter() - begun
             if step == steps:
                 break
-    return {"tokens": tokens, "seconds": seconds, "steps": steps}
+    return {"tokens": tokens, "padded_tokens": padded, "seconds": seconds, "steps": steps}
 
 
 @torch.no_grad()
