@@ -68,7 +68,15 @@ def chinese_table(found: Mapping[str, Any]) -> str:
     for name, entry in found["scores"].items():
         cells = [shown(entry[side], entry["figure"]) for side in ("pretrained", "random")]
         rows.append([name, entry["figure"], str(entry["epochs"]), str(len(entry["random"])), *cells])
-    return table(["dataset", "figure", "epochs", "seeds", "pretrained here", "random weights"], rows)
+    made = table(["dataset", "figure", "epochs", "seeds", "pretrained here", "random weights"], rows)
+    pretraining = found["pretraining"]
+    settings, accuracy = pretraining["settings"], PERCENT * pretraining["heldout_accuracy"]
+    told = (
+        f"Pretraining: {int(settings['train.steps']):,} steps of {settings['train.batch_size']} rows of "
+        f"{settings['data.seq_length']} tokens, {pretraining['tokens']:,} tokens in all; held-out loss "
+        f"{pretraining['heldout_loss']:.2f}, {accuracy:.1f} % of masked tokens right."
+    )
+    return f"{made}\n\n{told}"
 
 
 TABLES = {"scores": scores_table, "speed": speed_table, "chinese": chinese_table}
@@ -84,7 +92,8 @@ def main() -> None:
             continue
         results = json.loads(file.read_text(encoding="utf-8"))
         machine = results["machine"]
-        under = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}."
+        threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+        under = f"{machine['device']}, {threads}, torch {machine['torch']}."
         made = f"<!-- {part} -->\n\n{make(results['results'])}\n\n{under}\n\n<!-- end of {part} -->"
         page, count = re.subn(
             f"<!-- {part} -->.*<!-- end of {part} -->", lambda _, made=made: made, page, flags=re.DOTALL
