@@ -160,7 +160,7 @@ def chinese(given: argparse.Namespace) -> dict[str, Any]:
 
 def pretrain(given: argparse.Namespace) -> Path:
     """A BERT-mini on the Chinese text of the data folder, unless it is there."""
-    shards, output = given.work / "shards", given.work / "pretrained"
+    shards, output = given.work / "shards", given.work / "bert-mini"
     python = sys.executable
     if not (shards / "manifest.json").exists():
         corpora = [given.data / name for name in CORPORA]
@@ -172,7 +172,7 @@ def pretrain(given: argparse.Namespace) -> Path:
         options = [text for name, value in PRETRAINING.items() for text in (f"--{name}", value)]
         more = ("--data.shards", shards, "--train.output", output, "--train.log_every", "100")
         command = [python, ROOT / "engine" / "pretrain.py", "--ds_config", DS_CONFIG, *options, *more]
-        run(command, given.work / "pretrained.log", given.threads)
+        run(command, given.work / "bert-mini.log", given.threads)
     return output
 
 
