@@ -23,6 +23,8 @@ class FinetuneTrainConfig(TrainConfig):
     Args:
         output: run folder, the same as --output; the same command goes on where an earlier one stopped.
         steps: optimizer steps of the whole run; 0 follows from --epochs.
+        fixed_shapes: fill batches up, so that few differ in shape, which saves time and memory on a CPU too; not given:
+            everywhere.
         save_every: steps between checkpoints; 0 saves after every epoch. The last step is always saved.
         eval_every: steps between evaluations on the dev file; 0 evaluates after every epoch.
         eval_rows: first records of the dev file used in an evaluation on the way; 0 uses all, as the last one does.
@@ -40,6 +42,10 @@ class FinetuneTrainConfig(TrainConfig):
     early_stopping: int = 0
     keep_best: bool = False
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=5e-5))
+
+    def fills_batches(self, device_type: str) -> bool:
+        """Whether batches are filled up to few shapes; each new shape costs a CPU's matrix library time and memory."""
+        return self.fixed_shapes is None or self.fixed_shapes
 
     def problems(self) -> list[str]:
         """Everything wrong with these settings, in the user's words."""
