@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,7 +23,6 @@ from finetune.inference.neighbors import Neighbor, neighbors_of, whole_vocabular
 from finetune.inference.prediction import answers, choose_task
 from finetune.inference.text_generation import TextGenerator, Written, load_generator
 from finetune.model_folder import FinetunedModel, find_model_folder, load_finetuned_model
-from finetune.readers.columns import TEXT_A
 from finetune.tasks.base import Answer
 
 T = TypeVar("T")
@@ -83,8 +83,9 @@ class LoadedModel:
         Raises:
             ValueError: naming the record, counted from 1, that cannot be read.
         """
-        objects = [object_of(record, number) for number, record in enumerate(several(records), 1)]
         model = choose_task(self.finetuned, task_name)
+        column = model.task.text_column
+        objects = [object_of(record, column, number) for number, record in enumerate(several(records), 1)]
         if not objects:
             return []
         with tempfile.TemporaryDirectory() as folder:  # through the reader of files, whose checks are so the same
@@ -97,7 +98,7 @@ class LoadedModel:
                 examples = model.task.examples(model.builder, file, read, None)
             except ValueError as error:
                 text = str(error).replace(f"{path}, line ", "record ").replace(str(path), "the records")
-                raise ValueError(text) from None
+                raise ValueError(re.sub(r" \(--bad_lines skip [^)]*\)", "", text)) from None
             with torch.inference_mode():
                 return answers(model, read, examples, batch_size, probabilities)
 
@@ -148,10 +149,10 @@ def several(given: Sequence[T]) -> Sequence[T]:
     return given
 
 
-def object_of(record: Any, number: int) -> dict[str, Any]:
-    """A record as the object that stands for it in JSON Lines."""
+def object_of(record: Any, column: str, number: int) -> dict[str, Any]:
+    """A record as the object that stands for it in JSON Lines; a text alone belongs into ``column``."""
     if isinstance(record, str):
-        return {TEXT_A: record}
+        return {column: record}
     if not isinstance(record, Mapping):
         raise ValueError(
             f"record {number}: expected a text, or an object such as {{'text_a': ..., 'text_b': ...}}, found {record!r}"

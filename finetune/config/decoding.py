@@ -54,5 +54,13 @@ class DecodingConfig:
             found.append(f"{', '.join(drawing)} without sample: nothing is drawn; give --sample true too")
         return found
 
+    def num_texts_problems(self, num_texts: int) -> list[str]:
+        """What is wrong with so many texts for each prompt."""
+        if num_texts < 1:
+            return [f"num_texts is {num_texts}; it must be at least 1"]
+        if num_texts > 1 and not self.sample and num_texts > self.num_beams:
+            return [f"num_texts is {num_texts}; give --num_beams {num_texts}, or --sample true"]
+        return []
+
 
 _DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}

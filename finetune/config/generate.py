@@ -84,13 +84,9 @@ class GenerateConfig(TextFileConfig, DecodingConfig):
     def problems(self) -> list[str]:
         """Everything wrong with these settings that can be seen without reading a file."""
         found = self.decoding.problems() + self.file_problems("prompt", self.prompt)
-        found += [
-            f"{name} is {getattr(self, name)}; it must be at least 1"
-            for name in ("num_texts", "batch_size")
-            if getattr(self, name) < 1
-        ]
-        if self.num_texts > 1 and not self.sample and self.num_texts > self.num_beams:
-            found.append(f"num_texts is {self.num_texts}; give --num_beams {self.num_texts}, or --sample true")
+        found += self.num_texts_problems(self.num_texts)
+        if self.batch_size < 1:
+            found.append(f"batch_size is {self.batch_size}; it must be at least 1")
         if self.scores and self.num_beams == 1:
             found.append("scores are those of a beam search; give --num_beams too")
         if not 0 <= self.seed < 2**63:

@@ -98,8 +98,8 @@ class FinetuneConfig(TasksConfig):
             has other names, which is which: label=sentiment,text_a=review.
         format: of tables: tsv, csv or jsonl; by the file's name and first line where not given.
         bad_lines: what happens to malformed lines of tables: error, or skip, which counts and reports them.
-        class_weights: none; balanced, inverse to how often a class is; or a weight for each label, such as
-            {"no": 1, "yes": 3.5}. They are scaled to a mean of 1 over the training examples.
+        class_weights: none; balanced, inverse to how often a class is; or weights by label, such as
+            {"no": 1, "yes": 3.5}, and 1 for others. They are scaled to a mean of 1 over the training examples.
         max_length: tokens of an example, special tokens included; longer ones are cut and counted.
         epochs: passes over the training file; train.steps, where given, decides instead.
         output: run folder, the same as --train.output.

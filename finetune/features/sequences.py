@@ -95,7 +95,7 @@ class SequenceBuilder:
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         ids, counts = self.tokenizer.encode(texts)
-        return np.split(ids, np.cumsum(counts)[:-1])
+        return np.split(ids, np.cumsum(counts)[:-1]) if len(counts) else []
 
     def _join(self, first: Ids, rest: tuple[Ids, ...]) -> TokenSequence:
         return TokenSequence(

@@ -63,7 +63,9 @@ def embed_file(config: EmbedConfig) -> None:
 
 
 def _given_whitening(config: EmbedConfig, encoder: Encoder) -> Whitening | None:
-    return Whitening.load(config.whitening_from, encoder.table.shape[1]) if config.whitening_from else None
+    if not config.whitening_from:
+        return None
+    return Whitening.load(config.whitening_from, encoder.table.shape[1], kind_of_vectors(config, encoder))
 
 
 class EmbeddingRun:
@@ -120,7 +122,7 @@ class EmbeddingRun:
                 while data := file.read(CHUNK_TEXTS * self.hidden_size * 4):
                     vectors = np.frombuffer(data, np.float32).reshape(-1, self.hidden_size)
                     writer.write(self._last(whitening(vectors)))
-        whitening.save(Path(f"{self.config.output}.whitening.npz"))
+        whitening.save(Path(f"{self.config.output}.whitening.npz"), kind_of_vectors(self.config, self.encoder))
         return self.config.whitening
 
     def _last(self, vectors: Float32) -> Float32:
@@ -146,6 +148,12 @@ class EmbeddingRun:
 def normalized(vectors: Float32) -> Float32:
     """Vectors divided by their lengths, [n, D]; those of length 0 stay."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def kind_of_vectors(config: EmbedConfig, encoder: Encoder) -> dict[str, Any]:
+    """What the vectors of a model's texts depend on, apart from the model itself, whose folder may move."""
+    layers = layer_numbers(config.layers, len(encoder.model.encoder.layers))
+    return {"pooling": config.pooling or encoder.settings.pooling, "layers": layers}
 
 
 def settings_of(config: EmbedConfig, encoder: Encoder) -> dict[str, Any]:

@@ -85,8 +85,10 @@ def layer_numbers(layers: Sequence[int], num_layers: int) -> list[int]:
     """Numbers of layers from 0, the embeddings, to ``num_layers``; negative ones count from the end.
 
     Raises:
-        ValueError: if one does not exist.
+        ValueError: if one does not exist, or none is given.
     """
+    if not layers:
+        raise ValueError("layers is empty; name at least one, such as -1, the last")
     if wrong := [layer for layer in layers if not -num_layers - 1 <= layer <= num_layers]:
         raise ValueError(
             f"layers: {wrong[0]} does not exist; the model has the layers 1 to {num_layers}, and 0, its embeddings "

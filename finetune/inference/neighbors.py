@@ -142,12 +142,16 @@ def vectors_of_places(embedder: Embedder, places: Sequence[tuple[TokenSequence, 
 
 
 def place_of(word: str, sentence: str) -> tuple[int, int]:
-    """Where a sentence first holds a word: as a word of its own, else (in Chinese) anywhere.
+    """Where a sentence first holds a word: as a word of its own, or anywhere in scripts without upper and lower case.
+
+    Those that put no spaces between words are such scripts.
 
     Raises:
         ValueError: if it does not.
     """
-    found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence) or re.search(re.escape(word), sentence)
+    found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence)
+    if found is None and word.lower() == word.upper():
+        found = re.search(re.escape(word), sentence)
     if found is None:
         raise ValueError(
             f"the sentence {sentence!r} does not hold the word {word!r}; it must be there as it is written"

@@ -44,7 +44,7 @@ def predict_file(config: PredictConfig) -> None:
         count, cut = write_predictions(model, records, config, writer, advance)
     note = f" ({cut:,} of them cut to {model.builder.max_length} tokens)" if cut else ""
     print(f"{config.output}: {count:,} predictions{note}", file=sys.stderr)
-    for told in records.notes():
+    for told in [*records.notes(), *writer.notes()]:
         print(f"note: {told}", file=sys.stderr)
 
 

@@ -85,13 +85,18 @@ class TextGenerator:
             first_number: number of the first prompt; the draws for a prompt depend on its number.
 
         Raises:
-            ValueError: if a prompt has no token and nothing is put before it.
+            ValueError: if a prompt has no token and nothing is put before it, or the settings do not fit together.
         """
         decoding = decoding or DecodingConfig()
+        if problems := decoding.problems() + decoding.num_texts_problems(num_texts):
+            raise ValueError("\n".join(problems))
         made = self._prompts.alone(prompts, decoding.max_new_tokens)
-        for prompt, continued in zip(prompts, made, strict=True):
+        for number, continued in enumerate(made):
             if not len(continued.sequence.tokens):
-                raise ValueError(f"the prompt {prompt!r} has no token; a text cannot begin with nothing")
+                raise ValueError(
+                    f"prompt {first_number + number + 1:,} ({prompts[number]!r}) has no token; with this model a text "
+                    "cannot begin with nothing"
+                )
         order = sorted(range(len(made)), key=lambda number: len(made[number].sequence.tokens))
         found: list[list[Written]] = [[] for _ in made]
         for numbers in chunks(order, batch_size):

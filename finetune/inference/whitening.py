@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,25 +77,34 @@ class Whitening:
         """[n, D] to [n, k]."""
         return ((vectors - self.mean) @ self.matrix).astype(np.float32)
 
-    def save(self, path: Path) -> None:
-        """Write a .npz file."""
+    def save(self, path: Path, vectors: Mapping[str, Any]) -> None:
+        """Write a .npz file; ``vectors`` says how those that it was made from were made, as a JSON tree."""
         with open_atomically(path) as file:
-            np.savez(file, mean=self.mean, matrix=self.matrix)
+            np.savez(file, mean=self.mean, matrix=self.matrix, vectors=np.array(json.dumps(vectors)))
 
     @classmethod
-    def load(cls, path: str, hidden_size: int) -> Whitening:
+    def load(cls, path: str, hidden_size: int, vectors: Mapping[str, Any]) -> Whitening:
         """Read what ``save`` wrote; no pickle is loaded.
 
+        Args:
+            path: the file.
+            hidden_size: numbers of a vector.
+            vectors: how the vectors to map are made.
+
         Raises:
-            ValueError: if it is no such file, or of a model of another size.
+            ValueError: if it is no such file, or of vectors of another size or made in another way.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                mean, matrix = file["mean"], file["matrix"]
+                mean, matrix, made = file["mean"], file["matrix"], json.loads(str(file["vectors"]))
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"--whitening_from {path}: no file that --whitening wrote ({error})") from None
         if mean.shape != (hidden_size,) or matrix.ndim != 2 or matrix.shape[0] != hidden_size:
             raise ValueError(
                 f"--whitening_from {path} is for vectors of {mean.size} numbers; the model's have {hidden_size}"
             )
+        if made != vectors:
+            differing = [name for name, value in vectors.items() if made.get(name) != value]
+            told = ", ".join(f"{name} {made.get(name)} there, {vectors[name]} now" for name in differing)
+            raise ValueError(f"--whitening_from {path} is for vectors that were made in another way: {told}")
         return cls(mean, matrix)

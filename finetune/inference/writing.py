@@ -30,6 +30,10 @@ class AnswerWriter(ABC):
         """Write what stands behind the last answer."""
         return
 
+    def notes(self) -> list[str]:
+        """What of the answers is not in the file."""
+        return []
+
 
 class TsvWriter(AnswerWriter):
     """A first line with the columns' names, then a line for each answer.
@@ -73,24 +77,35 @@ class JsonWriter(AnswerWriter):
 class ObjectWriter(AnswerWriter):
     """One JSON object, as the evaluation of a benchmark reads it: a name and a text for each answer.
 
-    Of answers with one name, which are to the same question, the first is written.
+    Of answers with one name the first is written, and the others are counted.
     """
 
     def __init__(self, file: TextIO, columns: Sequence[str]) -> None:
         super().__init__(file, columns)
         self._names: set[str] = set()
+        self._repeated = 0
 
     def write(self, answer: Answer) -> None:
         """Write one answer."""
         name, text = (answer[column] for column in self.columns)
-        if name not in self._names:
-            before = ",\n" if self._names else "{\n"
-            self.file.write(f"{before}{json.dumps(name, ensure_ascii=False)}: {json.dumps(text, ensure_ascii=False)}")
-            self._names.add(name)
+        if name in self._names:
+            self._repeated += 1
+            return
+        before = ",\n" if self._names else "{\n"
+        self.file.write(f"{before}{json.dumps(name, ensure_ascii=False)}: {json.dumps(text, ensure_ascii=False)}")
+        self._names.add(name)
 
     def finish(self) -> None:
         """Close the object."""
         self.file.write("\n}\n" if self._names else "{}\n")
+
+    def notes(self) -> list[str]:
+        """How many answers are left out."""
+        left_out = (
+            f"{self._repeated:,} answer(s) left out, whose {self.columns[0]} an earlier one has; a .tsv, .csv or "
+            ".jsonl file has them all"
+        )
+        return [left_out] if self._repeated else []
 
 
 WRITERS: dict[str, type[AnswerWriter]] = {".csv": CsvWriter, ".jsonl": JsonWriter, ".json": JsonWriter}  # else TSV

@@ -111,16 +111,19 @@ def best_threshold(no_answer_scores: Sequence[float], scores: Sequence[float], h
     """The threshold with the best mean score, as evaluate-v2.0.py finds it: above it a question has no answer.
 
     Args:
-        no_answer_scores: of each question, the larger the more does it have no answer.
+        no_answer_scores: of each question, the larger the more does it have no answer; infinite where no answer was
+            found, which no threshold changes.
         scores: of its best answer.
         has_answer: whether it has one.
     """
-    if not len(scores):
+    found = np.isfinite(no_answer_scores)
+    if not found.any():
         return 0.0
-    order = np.argsort(no_answer_scores, kind="stable")
-    gains = np.where(has_answer, scores, -1.0)[order]  # of giving an answer
+    values = np.asarray(no_answer_scores)[found]
+    order = np.argsort(values, kind="stable")
+    gains = np.where(has_answer, scores, -1.0)[found][order]  # of giving an answer
     sums = np.concatenate([[0.0], np.cumsum(gains)])
-    values = np.asarray(no_answer_scores)[order]
+    values = values[order]
     ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # questions of one value go together
     allowed = np.concatenate([[0], ends + 1])
     best = int(allowed[int(np.argmax(sums[allowed]))])

@@ -234,7 +234,14 @@ def open_tagged(path: str, files: FileConfig, labelled: bool, characters: bool |
         needed = (TEXT_A, LABEL) if labelled else (TEXT_A,)
         table = open_table(path, columns, needed, files, optional=() if labelled else (LABEL,))
         return TaggedFile(path, TABLE, labelled, characters=characters, table=table, skip_bad=skip_bad)
-    return _open_columns(path, named, labelled, skip_bad)
+    opened = _open_columns(path, named, labelled, skip_bad)
+    if characters and opened.num_columns == 1 and not named and not opened.characters:
+        raise ValueError(
+            f"{path}: one column without a name, whose units would be whole lines such as {first.text[:40]!r}, and the "
+            f"model labels characters; for a text in each line give --columns {TEXT_A}, for words in each --columns "
+            f"{TOKEN}"
+        )
+    return opened
 
 
 def _open_columns(path: str, named: Sequence[str], labelled: bool, skip_bad: bool) -> TaggedFile:

@@ -18,6 +18,7 @@ from engine.models.model import Model
 from engine.objectives.base import LossTerm
 from finetune.config.tasks import FileConfig
 from finetune.features.sequences import SequenceBuilder, TokenSequence
+from finetune.readers.columns import TEXT_A
 from preprocess.tokenizer import BERT, CAUSAL_TEXTS
 
 Int64 = NDArray[np.int64]
@@ -88,6 +89,7 @@ class Task(ABC, Generic[R]):
         main_figure: the one of ``figures`` that says which model is better; the larger, the better.
         official_columns: columns of the predictions that a JSON object of the benchmark's evaluation has as names and
             values; None where there is no such file.
+        text_column: of a file with one text in each line, to which a text alone belongs.
         name: of its head and of its loss; the kind, unless several tasks are learned at once.
         labels: names of the classes in the order of the logits; empty where it has none.
         seed: of random draws in ``outputs``, such as sampled text.
@@ -97,6 +99,7 @@ class Task(ABC, Generic[R]):
     pretrained_heads: tuple[str, ...] = ()
     main_figure: str = "accuracy"
     official_columns: tuple[str, str] | None = None
+    text_column: str = TEXT_A
     name: str
     labels: tuple[str, ...] = ()
     seed: int = 0

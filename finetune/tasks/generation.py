@@ -267,6 +267,7 @@ class LanguageModel(Generation):
     target_column = COMPLETION
     training_columns = (COMPLETION,)
     known_columns = (PROMPT, COMPLETION)
+    text_column = PROMPT
 
     def masks_prefix(self, causal: bool) -> bool:
         """A causal model keeps its own mask."""
@@ -289,6 +290,7 @@ class Seq2seq(Generation):
     target_column = TARGET
     training_columns = (SOURCE, TARGET)
     known_columns = (SOURCE, TARGET)
+    text_column = SOURCE
 
     def masks_prefix(self, causal: bool) -> bool:
         """The tokens of the source see each other in any model."""

@@ -129,7 +129,7 @@ class Ranking(Classification):
 def ranking_figures(queries: Sequence[Hashable], scores: Float64, right: Int64) -> dict[str, float]:
     """Mean reciprocal rank and mean average precision over the queries that have a right answer.
 
-    Of equal scores the one that comes first in the file ranks first.
+    Of equal scores wrong answers rank first, so that a model that tells nothing apart gains nothing by it.
 
     Args:
         queries: [n] the query of each answer.
@@ -144,7 +144,7 @@ def ranking_figures(queries: Sequence[Hashable], scores: Float64, right: Int64) 
         members[query].append(number)
     reciprocal, precision = [], []
     for numbers in members.values():
-        hits = right[numbers][np.argsort(-scores[numbers], kind="stable")]
+        hits = right[numbers][np.lexsort((right[numbers], -scores[numbers]))]
         ranks = np.flatnonzero(hits) + 1
         if len(ranks):
             reciprocal.append(1 / ranks[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -85,9 +86,13 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Mean, standard deviation (of a sample: n - 1), largest value and values of each figure over runs by name."""
+    """Mean, standard deviation (of a sample: n - 1), largest value and values of each figure over runs by name.
+
+    Figures that are not finite in one of the runs are left out.
+    """
     runs = list(results.values())
-    names = [name for name, value in runs[0].items() if name.startswith(FIGURES) and isinstance(value, float | int)]
+    numbers = [name for name, value in runs[0].items() if name.startswith(FIGURES) and isinstance(value, float | int)]
+    names = [name for name in numbers if all(math.isfinite(run[name]) for run in runs)]
     figures = {}
     for name in names:
         values = [float(run[name]) for run in runs]

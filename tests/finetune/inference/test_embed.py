@@ -226,6 +226,7 @@ def test_all_problems_are_listed_at_once(bert, tmp_path, capsys):
         (["--whitening", "40"], "whitening is 40, and the vectors of 23 texts of 32 numbers each span 2"),
         (["--whitening_from", "in.txt"], "--whitening_from in.txt: no file that --whitening wrote"),
         (["--whitening_from", "small.npz"], "small.npz is for vectors of 3 numbers; the model's have 32"),
+        (["--whitening_from", "first.npz"], "made in another way: pooling first there, mean now"),
         (["--column", "x"], "in.txt: no column x in its first line"),
         (["--max_length", "65"], "max_length is 65; it must be at least 8 and at most the model's positions, 64"),
     ],
@@ -233,10 +234,11 @@ def test_all_problems_are_listed_at_once(bert, tmp_path, capsys):
 def test_refusals(arguments, problem, bert, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines(Path("in.txt"), TEXTS)
-    Whitening(np.zeros(3), np.eye(3)).save(Path("small.npz"))
+    Whitening(np.zeros(3), np.eye(3)).save(Path("small.npz"), {})
+    Whitening(np.zeros(32), np.eye(32)).save(Path("first.npz"), {"pooling": "first", "layers": [2]})
     assert run("--model", bert, "--input", "in.txt", "--output", "out.npy", *arguments) == 2
     assert problem in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "small.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "small.npz", "first.npz"}
 
 
 def test_bad_bytes_leave_no_file(bert, tmp_path, capsys):

@@ -14,7 +14,7 @@ from engine.convert.huggingface import to_huggingface
 from engine.convert.model_folder import write_model_folder
 from engine.models.heads import CausalLMHead
 from engine.models.model import build_model
-from finetune import generate
+from finetune import generate, load
 from finetune.config.decoding import DecodingConfig
 from finetune.config.tasks import Seq2seqConfig
 from finetune.features.sequences import SequenceBuilder
@@ -120,6 +120,8 @@ def test_one_prompt_is_printed(pretrained: Path, seq2seq: Path, capsys: pytest.C
     arguments = ("--max_new_tokens", "9", "--num_beams", "2", "--num_texts", "2", "--scores")
     assert run("--model", seq2seq, "--prompt", PROMPTS[0], *arguments) == 0
     assert capsys.readouterr().out.splitlines() == [f"{one.score}\t{one.text}" for one in expected]
+    model = load(str(seq2seq))
+    assert model.predict(PROMPTS[:1]) == model.predict([{"source": PROMPTS[0]}])
 
 
 def test_empty_lines_and_long_prompts(
@@ -132,7 +134,7 @@ def test_empty_lines_and_long_prompts(
     assert len(output.read_text().splitlines()) == 3
     without = write_gpt2(tmp_path / "model", gpt2, CAUSAL_TEXTS)
     assert run("--model", without, "--input", source, "--output", output) == 2
-    assert "the prompt '' has no token; a text cannot begin with nothing" in capsys.readouterr().err
+    assert "prompt 1 ('') has no token; with this model a text cannot begin with nothing" in capsys.readouterr().err
 
 
 def test_refusals(bert: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,12 +53,23 @@ def test_bad_records_and_folders(classifier: Path, gpt2: Path, tmp_path: Path) -
         load(tmp_path / "none")
     with pytest.raises(ValueError, match="GPT-2"):
         load(gpt2).fill_mask(["apple [MASK]"])
+    with pytest.raises(ValueError, match="layers is empty"):
+        load(classifier).embed(["apple"], layers=[])
+    for fields, problem in (
+        ({"num_beams": 2, "sample": True}, "a beam search does not draw"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            load(gpt2).generate(["apple"], DecodingConfig(**fields))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_texts is 2; give --num_beams 2"):
+        load(gpt2).generate(["apple"], num_texts=2)
 
 
 def test_vectors_neighbours_masks_and_texts(bert: Path, gpt2: Path) -> None:
     model = load(str(bert))
     vectors = model.embed(["apple bread", "水 火"])
     assert vectors.shape == (2, 32) and vectors.dtype == np.float32
+    assert model.embed([]).shape == (0, 32)
     assert np.array_equal(model.embed(["水 火"], pooling="first", layers=[0]).shape, (1, 32))
     nearest = model.neighbors("apple", top=3)
     assert len(nearest) == 3 and nearest[0].cosine >= nearest[1].cosine >= nearest[2].cosine

@@ -88,6 +88,8 @@ def test_a_word_in_another_word_is_not_the_word(bert):
 
     assert place_of("river", "rivers and a river") == (13, 18)
     assert place_of("地", "天地人") == (1, 2)
+    with pytest.raises(ValueError, match="does not hold the word 'bank'"):
+        place_of("bank", "the embankment here")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import random
 import re
 import string
@@ -157,3 +158,6 @@ def test_threshold_is_the_best_of_all():
 
         best = best_threshold(none, scores, has_answer)
         assert mean(best) == max(mean(threshold) for threshold in (*none, -9.0))
+        nowhere = ([*none, math.inf], [*scores, 0.0], [*has_answer, True])  # no answer was found to the last
+        assert best_threshold(*nowhere) == best
+    assert best_threshold([math.inf], [0.0], [False]) == 0.0

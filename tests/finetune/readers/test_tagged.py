@@ -93,6 +93,8 @@ def test_texts_without_labels(tmp_path):
         assert read(path, labelled=False, characters=True)[1][0].units == [*"他在NewYork。"]
     (record,) = read(write(tmp_path / "b.txt", "他\n在\n"), labelled=False)[1]
     assert record.text == "他在" and record.labels is None
+    with pytest.raises(ValueError, match="whole lines such as '他在北京。', and the model labels characters"):
+        read(write(tmp_path / "c.txt", "他在北京。\n她在上海。\n"), labelled=False, characters=True)
     assert join_units(["今天", "New", "York", "很", "好"], False)[0] == "今天 New York 很好"
 
 

@@ -167,7 +167,7 @@ def test_search_is_that_of_all_pairs():
 
 
 @pytest.mark.parametrize(("kind", "fields"), [("bert", tiny.BERT), ("gpt2", tiny.GPT2)])
-def test_folders_and_predictions(kind, fields, request, tmp_path):
+def test_folders_and_predictions(kind, fields, request, tmp_path, capsys):
     """transformers gives the same logits; predictions in the official layout and with the next best answers."""
     transformers = pytest.importorskip("transformers")
     task, model, builder, arch = parts(request.getfixturevalue(kind), fields, length=40, n_best=4, max_answer_length=6)
@@ -200,6 +200,11 @@ def test_folders_and_predictions(kind, fields, request, tmp_path):
     for name in ("out.json", "out.jsonl"):
         assert predict.main([*arguments, "--output", str(tmp_path / name)]) == 0
     official = json.loads((tmp_path / "out.json").read_text())
+    assert "left out" not in capsys.readouterr().err
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(line | {'id': 'a'})}\n" for line in lines[:3]))
+    assert predict.main([*arguments, "--output", str(tmp_path / "once.json")]) == 0
+    assert list(json.loads((tmp_path / "once.json").read_text())) == ["a"]
+    assert "note: 2 answer(s) left out, whose id an earlier one has" in capsys.readouterr().err
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert list(official) == [record.id for record in records]
     assert list(official.values()) == [answer["answer"] for answer in answers]

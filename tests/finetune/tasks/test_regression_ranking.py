@@ -89,8 +89,9 @@ def test_ranking(kind, tmp_path):
 def test_ranking_figures_worked_by_hand():
     queries = ["a", "a", "b", "a", "b", "c"]
     found = ranking_figures(queries, np.array([0.9, 0.5, 0.4, 0.7, 0.4, 1.0]), np.array([0, 1, 0, 1, 1, 0]))
-    # a ranks wrong, right, right; b's scores are equal, so that the first stays first; c has no right answer
+    # a ranks wrong, right, right; b's scores are equal, so that the wrong one is first; c has no right answer
     assert found == pytest.approx({"mrr": (1 / 2 + 1 / 2) / 2, "map": ((1 / 2 + 2 / 3) / 2 + 1 / 2) / 2, "queries": 2})
+    assert ranking_figures(["a"] * 4, np.full(4, 0.5), np.array([1, 0, 0, 0]))["mrr"] == 0.25
     metrics = pytest.importorskip("sklearn.metrics")
     generator = np.random.default_rng(1)
     scores, right = generator.random(40), generator.integers(0, 2, 40)

@@ -6,6 +6,7 @@ All runs of a number of ranks happen in one start: plainly on one rank, with wei
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from engine.train.selection import Selection
 from finetune.model_folder import load_finetuned_model
 from finetune.run import main
-from finetune.training.repeated import join_folds
+from finetune.training.repeated import join_folds, summary
 from preprocess.files import sync_to_disk
 from tests import commands
 from tests.engine.ranks import run_ranks
@@ -228,6 +229,11 @@ def test_predictions_may_hold_any_line_separator(tmp_path):
     assert join_folds(folders, tmp_path / "out_of_fold.jsonl") == 2
     lines = (tmp_path / "out_of_fold.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert [json.loads(line)["prediction"] for line in lines] == [f"a\u2028b\u2029c\x85{n}" for n in (0, 1)]
+
+
+def test_figures_that_are_not_finite_are_left_out_of_the_summary():
+    runs = {"seed-1": {"dev_f1": 0.5, "dev_threshold": math.inf}, "seed-2": {"dev_f1": 0.7, "dev_threshold": 1.0}}
+    assert list(summary(runs)["figures"]) == ["dev_f1"]
 
 
 def write_lines(path: Path, values: dict[int, float | None]) -> Path:
