@@ -57,43 +57,63 @@ def speed_table(found: Mapping[str, Any]) -> str:
     return table(["dataset", "padded / real", "this engine", "plain transformers", "times"], rows)
 
 
-def chinese_table(found: Mapping[str, Any]) -> str:
-    """Fine-tuned from pretrained and from random weights."""
+def chinese_table(all_found: Sequence[Mapping[str, Any]]) -> str:
+    """Fine-tuned from pretrained and from random weights; ``all_found`` has the shortest pretraining first."""
+    first = all_found[0]["scores"]
     rows = []
-    for name, entry in found["scores"].items():
-        cells = [shown(entry[side], entry["figure"]) for side in ("pretrained", "random")]
-        rows.append([name, entry["figure"], str(entry["epochs"]), str(len(entry["random"])), *cells])
-    made = table(["dataset", "figure", "epochs", "seeds", "pretrained here", "random weights"], rows)
+    for name, entry in first.items():
+        same = [found["scores"].get(name) for found in all_found]
+        cells = [shown(one["pretrained"], entry["figure"]) if one else "-" for one in same]
+        rows.append([name, entry["figure"], str(entry["epochs"]), shown(entry["random"], entry["figure"]), *cells])
+    header = [f"{steps_of(found):,} steps" for found in all_found]
+    made = table(["dataset", "figure", "epochs", "random weights", *header], rows)
+    return "\n\n".join([made, *map(pretraining_line, all_found)])
+
+
+def steps_of(found: Mapping[str, Any]) -> int:
+    """Steps of a pretraining."""
+    return int(found["pretraining"]["settings"]["train.steps"])
+
+
+def pretraining_line(found: Mapping[str, Any]) -> str:
+    """What a pretraining came to."""
     pretraining = found["pretraining"]
     settings, accuracy = pretraining["settings"], PERCENT * pretraining["heldout_accuracy"]
-    told = (
-        f"Pretraining: {int(settings['train.steps']):,} steps of {settings['train.batch_size']} rows of "
-        f"{settings['data.seq_length']} tokens, {pretraining['tokens']:,} tokens in all; held-out loss "
-        f"{pretraining['heldout_loss']:.2f}, {accuracy:.1f} % of masked tokens right."
+    return (
+        f"{steps_of(found):,} steps of {settings['train.batch_size']} rows of {settings['data.seq_length']} tokens are "
+        f"{pretraining['tokens']:,} tokens: held-out loss {pretraining['heldout_loss']:.2f}, {accuracy:.1f} % of "
+        "masked tokens right."
     )
-    return f"{made}\n\n{told}"
 
 
-TABLES = {"scores": scores_table, "speed": speed_table, "chinese": chinese_table}
+TABLES = {"scores": scores_table, "speed": speed_table}
+
+
+def put(page: str, part: str, made: str, machine: Mapping[str, Any]) -> str:
+    """The page with a part's table between its two marks."""
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    text = f"<!-- {part} -->\n\n{made}\n\n{machine['device']}, {threads}, torch {machine['torch']}.\n\n"
+    page, count = re.subn(
+        f"<!-- {part} -->.*<!-- end of {part} -->", lambda _: f"{text}<!-- end of {part} -->", page, flags=re.DOTALL
+    )
+    assert count == 1, f"{PAGE}: there must be one <!-- {part} --> ... <!-- end of {part} -->"
+    return page
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The results of a part."""
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return results
 
 
 def main() -> None:
-    """Put each table that was measured between its two marks in the page."""
+    """Write each table that was measured."""
     page = PAGE.read_text(encoding="utf-8")
     for part, make in TABLES.items():
-        file = RESULTS / f"finetuning_{part}.json"
-        if not file.exists():
-            print(f"{file.relative_to(ROOT)}: not there; its table stays as it is")
-            continue
-        results = json.loads(file.read_text(encoding="utf-8"))
-        machine = results["machine"]
-        threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-        under = f"{machine['device']}, {threads}, torch {machine['torch']}."
-        made = f"<!-- {part} -->\n\n{make(results['results'])}\n\n{under}\n\n<!-- end of {part} -->"
-        page, count = re.subn(
-            f"<!-- {part} -->.*<!-- end of {part} -->", lambda _, made=made: made, page, flags=re.DOTALL
-        )
-        assert count == 1, f"{PAGE}: there must be one <!-- {part} --> ... <!-- end of {part} -->"
+        results = read(RESULTS / f"finetuning_{part}.json")
+        page = put(page, part, make(results["results"]), results["machine"])
+    chinese = sorted(map(read, RESULTS.glob("finetuning_chinese_*.json")), key=lambda one: steps_of(one["results"]))
+    page = put(page, "chinese", chinese_table([one["results"] for one in chinese]), chinese[0]["machine"])
     PAGE.write_text(page, encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.finetuning scores  --data FOLDER --work runs/scores --model MINILM [--seeds 1 2 3]
     python -m benchmarks.finetuning speed   --data FOLDER --work runs/speed --model MINILM [--repetitions 3]
-    python -m benchmarks.finetuning chinese --data FOLDER --work runs/chinese [--seeds 1]
+    python -m benchmarks.finetuning chinese --data FOLDER --work runs/chinese [--seeds 1] [--pretraining_steps 6000]
     python -m benchmarks.experiments_page
 
 FOLDER holds the corpora in subfolders (``finetuning_data.py`` names them). Every training is a process of its own; what
@@ -36,7 +36,6 @@ PRETRAINING = {
     "data.seq_length": "128",
     "train.batch_size": "64",
     "train.micro_batch_size": "64",
-    "train.steps": "2000",
     "train.optimizer.lr": "1e-3",
 }
 CORPORA = ("raw_zh_modern_histories/modern.txt", "raw_zh_clue_news/sentence_per_line_blank_between_docs.txt")
@@ -139,23 +138,29 @@ def chinese(given: argparse.Namespace) -> dict[str, Any]:
     """Pretrain, and fine-tune from those weights and from random ones."""
     folder = pretrain(given)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    found: dict[str, Any] = {"pretraining": summary_of(metrics), "scores": {}}
+    found: dict[str, Any] = {"pretraining": summary_of(metrics, pretraining_settings(given)), "scores": {}}
     for seed in given.seeds:
         for dataset in chosen(CHINESE, given):
             entry = found["scores"].setdefault(
                 dataset.name, {"figure": dataset.figure, "epochs": dataset.epochs, "pretrained": [], "random": []}
             )
             for side, more in (("pretrained", ()), ("random", ("--random_init", "true"))):
-                output = given.work / side / f"{dataset.name.replace(' ', '-')}-{seed}"
+                parent = f"{side}-{given.pretraining_steps}" if side == "pretrained" else side
+                output = given.work / parent / f"{dataset.name.replace(' ', '-')}-{seed}"
                 options = ("--model", folder, "--epochs", str(dataset.epochs), "--seed", str(seed), *more)
                 figures = figures_of(finetune(given, dataset, output, *options, "--train.optimizer.lr", CHINESE_RATE))
                 entry[side].append({"seed": seed, **figures})
     return found
 
 
+def pretraining_settings(given: argparse.Namespace) -> dict[str, str]:
+    """Settings of the pretraining."""
+    return {**PRETRAINING, "train.steps": str(given.pretraining_steps)}
+
+
 def pretrain(given: argparse.Namespace) -> Path:
     """A BERT-mini on the Chinese text of the data folder, unless it is there."""
-    shards, output = given.work / "shards", given.work / "bert-mini"
+    shards, output = given.work / "shards", given.work / f"bert-mini-{given.pretraining_steps}"
     python = sys.executable
     if not (shards / "manifest.json").exists():
         corpora = [given.data / name for name in CORPORA]
@@ -164,19 +169,19 @@ def pretrain(given: argparse.Namespace) -> Path:
         command = [python, "-m", "preprocess", "shards", "--corpus", *corpora, "--tokenizer", vocabulary, *more]
         run(command, given.work / "shards.log", given.threads)
     if not (output / "FINISHED").exists():
-        options = [text for name, value in PRETRAINING.items() for text in (f"--{name}", value)]
+        options = [text for name, value in pretraining_settings(given).items() for text in (f"--{name}", value)]
         more = ("--data.shards", shards, "--train.output", output, "--train.log_every", "100")
         command = [python, ROOT / "engine" / "pretrain.py", "--ds_config", DS_CONFIG, *options, *more]
-        run(command, given.work / "bert-mini.log", given.threads)
+        run(command, output.with_suffix(".log"), given.threads)
     return output
 
 
-def summary_of(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary_of(metrics: Sequence[dict[str, Any]], settings: dict[str, str]) -> dict[str, Any]:
     """The last figures of a pretraining, and its settings."""
     heldout = [line for line in metrics if "heldout_loss" in line][-1]
     tokens = [line["tokens"] for line in metrics if "tokens" in line][-1]
     return {
-        "settings": PRETRAINING,
+        "settings": settings,
         "tokens": tokens,
         "heldout_loss": heldout["heldout_loss"],
         "heldout_accuracy": heldout.get("heldout_accuracy"),
@@ -202,6 +207,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="names of datasets")
+    parser.add_argument("--pretraining_steps", type=int, default=2000, help="of the Chinese model")
     parser.add_argument("--output", type=Path, help="JSON file; benchmarks/results/finetuning_PART.json if not given")
     given = parser.parse_args()
     if given.part != "chinese" and given.model is None:
@@ -213,7 +219,8 @@ def main() -> None:
         "machine": {**versions(), "threads": given.threads},
         "results": PARTS[given.part](given),
     }
-    output = given.output or RESULTS / f"finetuning_{given.part}.json"
+    name = f"{given.part}_{given.pretraining_steps}" if given.part == "chinese" else given.part
+    output = given.output or RESULTS / f"finetuning_{name}.json"
     output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(output)
 
