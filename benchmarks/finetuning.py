@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.finetuning_data import CHINESE, ENGLISH, Dataset
-from engine.train.run import versions
+from engine.train.run_record import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

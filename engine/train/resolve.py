@@ -20,7 +20,8 @@ from engine.objectives.registry import build_objective
 from engine.optim.groups import pattern_problems
 from engine.train.distributed import global_rank, world_size
 from engine.train.initial import check_initial_weights
-from engine.train.run import check_settings, run_record
+from engine.train.run import check_settings
+from engine.train.run_record import run_record
 from engine.train.timeline import Timeline
 from preprocess.tokenizer import Tokenizer
 

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -373,32 +372,3 @@ def device_to_check(backend: str | None, dry_run: bool) -> Device:
     """What this process computes on; a GPU in a dry run for nccl on a host that has none."""
     device = describe_device()
     return ASSUMED_GPU if dry_run and backend == "nccl" and device.type == "cpu" else device
-
-
-def run_record(settings: DeepSpeedSettings) -> dict[str, Any]:
-    """What is recorded of every run beside its own settings: how it is computed, and by what."""
-    return {
-        "precision": settings.precision,
-        "gradient_clipping": settings.config.get("gradient_clipping", 0.0),
-        "world_size": world_size(),
-        "deepspeed": settings.config,
-        "versions": versions(),
-        "torch_threads": torch.get_num_threads(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides numbers, for the run's record."""
-    names = ("torch", "deepspeed", "numpy", "tokenizers", "h5py", "safetensors")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {"python": platform.python_version(), **{name: version(name) for name in names}, "device": device}
-
-
-def _processor() -> str:
-    """The model of the CPU where the system tells it, else its kind."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, models), "") or platform.processor() or platform.machine()

@@ -68,6 +68,12 @@ def spans_of(labels: Sequence[str]) -> list[LabelSpan]:
     return spans
 
 
+def bio_labels(labels: Sequence[str] | set[str]) -> list[str]:
+    """The BIO labels of all types that labels of any scheme have; O first, where it is among them."""
+    types = sorted({split_label(label)[1] for label in labels} - {""})
+    return [OUTSIDE] * (OUTSIDE in labels) + [f"{prefix}-{kind}" for kind in types for prefix in "BI"]
+
+
 def bio_of(labels: Sequence[str]) -> list[str]:
     """The same spans as BIO labels."""
     result = [OUTSIDE] * len(labels)

@@ -74,6 +74,9 @@ class TaskFiles:
         return list(self.said)
 
 
+_NO_FILE = "several tasks have no file together: open the file of one of Multitask.tasks"
+
+
 class Multitask(Task[TaskRecord]):
     """Tasks by their names, which are those of their heads, of their losses and of their figures.
 
@@ -96,16 +99,16 @@ class Multitask(Task[TaskRecord]):
     @classmethod
     def open_training(cls, path: str, files: FileConfig, config: Any) -> RecordFile[TaskRecord]:
         """Not of several tasks."""
-        raise NotImplementedError
+        raise TypeError(_NO_FILE)
 
     def open(self, path: str, files: FileConfig, labelled: bool) -> RecordFile[TaskRecord]:
         """Not of several tasks: a prediction chooses one of them."""
-        raise NotImplementedError
+        raise TypeError(_NO_FILE)
 
     @classmethod
     def for_training(cls, file: RecordFile[TaskRecord], records: Sequence[TaskRecord], config: Any) -> Self:
         """Not of several tasks."""
-        raise NotImplementedError
+        raise TypeError(_NO_FILE)
 
     @classmethod
     def from_settings(cls, labels: Sequence[str], settings: Mapping[str, Any]) -> Self:
@@ -188,7 +191,7 @@ class Multitask(Task[TaskRecord]):
 
     def make_head(self, arch: ArchConfig) -> nn.Module:
         """Not of several tasks: they have a head each."""
-        raise NotImplementedError
+        raise TypeError("several tasks have a head each: make_heads makes them all")
 
     def make_heads(self, arch: ArchConfig) -> dict[str, nn.Module]:
         """The heads of all tasks.

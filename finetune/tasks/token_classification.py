@@ -20,13 +20,13 @@ from finetune.config.tasks import FileConfig, TokenClassificationConfig
 from finetune.features.sequences import Ids, SequenceBuilder
 from finetune.features.span_labels import (
     OUTSIDE,
+    bio_labels,
     bio_of,
     marks_spans,
     num_misfits,
     odd_labels,
     scheme_of,
     spans_of,
-    split_label,
 )
 from finetune.features.units import UnitScores, joined_logits, tokenize_units, unit_index
 from finetune.features.windows import Window, windows_of
@@ -381,12 +381,6 @@ class TokenClassification(Task[Sentence]):
                 one["probability"] = round(float(np.mean(shares[span.begin : span.end])), 6)
             found.append(one)
         return {"text": record.text, "spans": found}
-
-
-def bio_labels(labels: Sequence[str] | set[str]) -> list[str]:
-    """The BIO labels of all types that labels of any scheme have; O first, where it is among them."""
-    types = sorted({split_label(label)[1] for label in labels} - {""})
-    return [OUTSIDE] * (OUTSIDE in labels) + [f"{prefix}-{kind}" for kind in types for prefix in "BI"]
 
 
 def refuse_odd_labels(file: RecordFile[Sentence], records: Sequence[Sentence], odd: Sequence[str]) -> None:

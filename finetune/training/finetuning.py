@@ -32,7 +32,8 @@ from engine.train.evaluate import Runner
 from engine.train.initial import load_initial_weights
 from engine.train.metrics import say
 from engine.train.model_card import DataPart
-from engine.train.run import RunParts, check_settings, run_record, run_training
+from engine.train.run import RunParts, check_settings, run_training
+from engine.train.run_record import run_record
 from engine.train.selection import Selection
 from engine.train.timeline import StepSettings, Timeline
 from finetune.config.multitask import MULTITASK
