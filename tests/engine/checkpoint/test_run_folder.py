@@ -120,6 +120,9 @@ def test_settings_difference():
         ("new.d", "absent", 0),
     ]
     assert settings_difference({"train": {"steps_more": 1}}, {"train": {"steps_more": 2}})  # a name, not a prefix
+    # a finished run would not look for its best checkpoint any more
+    assert settings_difference({"train": {"keep_best": False}}, {"train": {"keep_best": True}})
+    assert not settings_difference({"train": {"early_stopping": 2}}, {"train": {"early_stopping": 3}})
     assert not settings_difference({"deepspeed": {"a": {"b": 1}}}, {"deepspeed": {"c": 2}})
 
 
